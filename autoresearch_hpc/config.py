@@ -1,0 +1,375 @@
+"""The structured schema of everything under conf/, and what values are possible.
+
+Hydra composes the YAML against these classes: unknown keys and wrong types are errors there. `load` turns the result
+into plain objects, once, at the entry point; no DictConfig travels further. The classes stay mutable because
+OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the package writes to them.
+
+The comment behind each field is its documentation: docs/configuration.md is generated from this file.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.records import Direction
+
+
+class KnobType(Enum):
+    int = "int"
+    float = "float"
+    pow2 = "pow2"  # integers that are powers of two, sampled by exponent
+    choice = "choice"
+
+
+class ClusterKind(Enum):
+    auto = "auto"
+    local = "local"
+    slurm = "slurm"
+
+
+class TaskKind(Enum):
+    gpt = "gpt"
+    command = "command"
+
+
+class KnobsBy(Enum):
+    rewrite = "rewrite"
+    env = "env"
+    template = "template"
+
+
+class Device(Enum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class Dirty(Enum):
+    refuse = "refuse"
+    snapshot = "snapshot"
+
+
+class Baseline(Enum):
+    alone = "alone"
+    joined = "joined"
+
+
+def _require(condition: bool, problem: str, remedy: str = "") -> None:
+    if not condition:
+        raise ConfigError(problem, remedy)
+
+
+@dataclass
+class KnobDomain:
+    """What a search may do with one knob."""
+
+    type: KnobType = KnobType.choice  # int, float, pow2 (powers of two) or choice
+    low: Any = None  # smallest value, of int, float and pow2
+    high: Any = None  # largest value
+    log: bool = False  # sample on a logarithmic scale
+    choices: list[Any] = field(default_factory=list)  # the values, of choice
+    points: int = 3  # how many values a grid takes from a range
+
+    def __post_init__(self) -> None:
+        if self.type is KnobType.choice:
+            _require(
+                bool(self.choices),
+                "a choice knob without choices",
+                "give choices: [...], or type, low and high",
+            )
+            return
+        for end in (self.low, self.high):
+            number = isinstance(end, int | float) and not isinstance(end, bool)
+            _require(number, f"a range of {self.low!r} to {self.high!r}", "give numbers for low and high")
+        _require(
+            self.low < self.high,
+            f"a range upside down: low {self.low} is not below high {self.high}",
+            "swap them",
+        )
+        _require(
+            not self.log or self.low > 0,
+            f"a logarithmic range from {self.low}",
+            "its low end must be above 0",
+        )
+        if self.type is not KnobType.float:
+            whole = self.low == int(self.low) and self.high == int(self.high)
+            _require(whole, f"a whole-number range of {self.low} to {self.high}", "use whole ends, or type: float")
+        if self.type is KnobType.pow2:
+            for end in (self.low, self.high):
+                power = end >= 1 and int(end) & (int(end) - 1) == 0
+                _require(power, f"a pow2 range that ends at {end}", "both ends must be powers of two")
+        _require(self.points >= 2, f"points: {self.points}", "a grid over a range needs at least 2 points")
+
+
+@dataclass
+class SpaceConfig:
+    """A search space: domains of knobs, and conditions between them."""
+
+    knobs: dict[str, KnobDomain] = field(default_factory=dict)  # knob -> domain
+    bounds: list[str] = field(
+        default_factory=list
+    )  # conditions over knobs, SEQ_LEN and VOCAB_SIZE, e.g. "HEAD_DIM % 2 == 0"
+
+
+@dataclass
+class CandidateConfig:
+    """One explicit candidate of a plan."""
+
+    title: str = ""  # what results.tsv says; default: the settings
+    name: str | None = None  # a name that later candidates can build on
+    on: str | None = None  # the candidate it builds on: a name, an id or "baseline"; default the incumbent
+    knobs: dict[str, Any] = field(default_factory=dict)  # settings; none makes a replicate
+
+
+@dataclass
+class RoundConfig:
+    """One round of a plan: explicit candidates, or K that the agent proposes."""
+
+    candidates: list[CandidateConfig] = field(default_factory=list)  # explicit candidates
+    k: int | None = None  # how many the agent proposes; default plan.k
+
+    def __post_init__(self) -> None:
+        _require(self.k is None or self.k >= 1, f"k: {self.k}", "a round needs at least one candidate")
+
+
+@dataclass
+class PlanConfig:
+    """What a run tries, round by round; the files of conf/round/ set it."""
+
+    name: str = MISSING  # the plan's name; the run's tag starts with it
+    description: str = ""  # one sentence for people
+    k: int = 4  # candidates a round
+    base: dict[str, Any] = field(default_factory=dict)  # knob settings of the baseline, the run's first commit
+    baseline: Baseline = Baseline.alone  # round 0 is the baseline alone, or joined by the first round's candidates
+    rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
+    max_rounds: int | None = None  # how many rounds after the baseline; the last of `rounds` repeats
+
+    def __post_init__(self) -> None:
+        _require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
+        _require(
+            self.max_rounds is None or self.max_rounds >= 0,
+            f"plan.max_rounds={self.max_rounds}",
+            "give 0 or more",
+        )
+        names = [c.name for r in self.rounds for c in r.candidates if c.name]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        _require(not doubled, f"candidate name {', '.join(doubled)} is used twice in the plan", "rename one")
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds after the baseline."""
+        return self.max_rounds if self.max_rounds is not None else max(len(self.rounds), 1)
+
+    def round(self, index: int) -> RoundConfig:
+        """The plan of round index, counted from 1; the last repeats."""
+        if not self.rounds:
+            return RoundConfig()
+        return self.rounds[min(index, len(self.rounds)) - 1]
+
+
+@dataclass
+class AgentConfig:
+    """Who proposes."""
+
+    name: str = "tpe"  # plan, grid, random or tpe
+    allow_repeats: bool = False  # may a setting that was already tried be proposed again
+    startup_trials: int = 10  # tpe: random proposals before the model is used
+    options: dict[str, Any] = field(default_factory=dict)  # further options of an agent of your own
+
+
+@dataclass
+class ClusterConfig:
+    """Where trials run and what a trial asks for."""
+
+    kind: ClusterKind = ClusterKind.auto  # auto: Slurm where it answers, else local
+    tier: str = "default"  # the name of this kind of GPU in results
+    max_parallel: int | None = None  # trials at once: the array's throttle; local default: GPUs, else cores / 2
+    gpus: int | None = 1  # GPUs a trial (--gpus-per-node); null where gres asks for them
+    gres: str | None = None  # --gres, e.g. gpu:h100:1
+    cpus: int | None = None  # CPUs a trial; local: also the threads of a trial
+    mem_gb: float | None = None  # host memory a trial
+    time_min: int | None = None  # Slurm's time limit; default from the task's limits
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None  # nodes not to use
+    sbatch: dict[str, Any] = field(default_factory=dict)  # any further sbatch option: {reservation: name}
+    setup: list[str] = field(default_factory=list)  # shell lines before the trial: module load, source activate
+    python: str | None = None  # the Python or container command on the node; default this interpreter
+    use_srun: bool = True  # start the trial as a job step
+    price_per_gpu_hour: float = 0.0  # for the cost column and budget.usd
+    poll_s: float = 1.0  # seconds between looks for result files
+    queue_poll_s: float = 10.0  # seconds between questions to the queue
+    result_grace_s: float = 10.0  # how long a result may stay invisible after its job has ended
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_parallel is None or self.max_parallel >= 1,
+            f"cluster.max_parallel={self.max_parallel}",
+            "give at least 1",
+        )
+        _require(
+            not (self.gpus and self.gres),
+            "cluster.gpus and cluster.gres both ask for GPUs",
+            "set cluster.gpus=null",
+        )
+        _require(self.poll_s > 0, f"cluster.poll_s={self.poll_s}", "give seconds above 0")
+
+
+@dataclass
+class MetricConfig:
+    """The number that decides, for task.kind=command (gpt always earns val_bpb)."""
+
+    name: str = "val_bpb"  # the name in tables
+    direction: Direction = Direction.min  # min or max
+    json: str | None = None  # a JSON file the script writes, relative to its copy of the repository
+    key: str | None = None  # where in that file, dotted; default the metric's name
+    regex: str | None = None  # or: a regular expression over the output; group 1 of the last match
+
+
+@dataclass
+class TaskConfig:
+    """What a trial executes."""
+
+    kind: TaskKind = TaskKind.gpt  # gpt: our train.py and harness; command: any script
+    script: str = "train.py"  # the file whose module-level constants are the knobs
+    editable: list[str] = field(default_factory=lambda: ["train.py"])  # files that candidates may change
+    export: list[str] = field(default_factory=lambda: ["train.py"])  # paths of the repository that a trial gets
+    dirty: Dirty = Dirty.refuse  # uncommitted changes in editable files: refuse, or take them along (snapshot)
+    device: Device = Device.cuda  # cuda: a trial without its GPU fails; auto: the CPU will do
+    train_s: float = 300.0  # training time by the clock (gpt), or the time limit of a command
+    startup_limit_s: float = 600.0  # start-up and compilation, free of charge up to here
+    grace_s: float = 60.0  # from the clock's end to a saved checkpoint
+    eval_limit_s: float = 300.0  # the evaluation's time limit
+    eval_tokens: int = 20971520  # validation tokens that count
+    eval_batch_rows: int = 64  # rows in one evaluation batch
+    command: str | None = None  # command: the shell line, e.g. "python fit.py"; {KNOB} for knobs by template
+    knobs_by: KnobsBy = KnobsBy.rewrite  # command: rewrite constants of `script`, env variables, or the template
+    env: dict[str, str] = field(default_factory=dict)  # extra environment of the trial
+    metric: MetricConfig = field(default_factory=MetricConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
+            _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
+        _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
+        if self.kind is TaskKind.command:
+            _require(
+                bool(self.command),
+                "task.kind=command without task.command",
+                'say what to run: task.command="..."',
+            )
+            given = [m for m in (self.metric.json, self.metric.regex) if m]
+            _require(
+                len(given) == 1,
+                "the metric needs one source",
+                "set either task.metric.json or task.metric.regex",
+            )
+
+
+@dataclass
+class CorpusConfig:
+    """The text, its tokenizer and its packed form."""
+
+    name: str = "python"  # python, climbmix or files
+    dir: str = "data"  # where data sets are kept; shared and read-only for trials
+    vocab_size: int = 8192  # BPE vocabulary, special tokens included
+    seq_len: int = 2048  # tokens of context; a row holds one more
+    tokenizer_mb: float = 200.0  # megabytes of text the BPE is trained on
+    max_train_mb: float | None = None  # megabytes of training text; default all
+    val_mb: float = 10.0  # megabytes of validation text, where the corpus has no shard of its own
+    shards: int = 32  # climbmix: how many training shards
+    files: list[str] = field(default_factory=list)  # files: paths or globs of txt, jsonl or parquet
+    val_files: list[str] = field(default_factory=list)  # files: validation text; default cut from `files`
+    text_key: str = "text"  # files: the field or column with the text
+    endpoint: str | None = None  # climbmix: another address of the Hugging Face hub
+    prepare: bool = False  # prepare missing data at the start of a run (small corpora only)
+
+    def __post_init__(self) -> None:
+        _require(
+            260 <= self.vocab_size <= 65536,
+            f"corpus.vocab_size={self.vocab_size}",
+            "give 260 to 65536 (uint16 tokens)",
+        )
+        _require(self.seq_len >= 8, f"corpus.seq_len={self.seq_len}", "give at least 8")
+
+    @property
+    def path(self) -> Path:
+        """The data set's directory: its name says what decides its content."""
+        return Path(self.dir) / f"{self.name}-v{self.vocab_size}-t{self.seq_len}"
+
+
+@dataclass
+class BudgetConfig:
+    """What a run may spend; checked before each submission."""
+
+    max_trials: int | None = None
+    gpu_hours: float | None = None
+    usd: float | None = None
+    wall_hours: float | None = None
+    patience: int | None = None  # rounds without improvement
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require(
+                value is None or value > 0,
+                f"budget.{name}={value}",
+                "give a number above 0, or null for no limit",
+            )
+
+
+@dataclass
+class DecideConfig:
+    """When a candidate replaces the incumbent."""
+
+    rule: str = "best"  # best: the best OK candidate that beats the incumbent by min_delta
+    min_delta: float = 0.0  # how much better it must be
+
+    def __post_init__(self) -> None:
+        _require(self.min_delta >= 0, f"decide.min_delta={self.min_delta}", "give 0 or more")
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    tag: str | None = None  # the run's name; an existing one is resumed; default from the plan and the time
+    seed: int = 0  # of everything random in the search
+    repo: str = "."  # the git repository that holds the script
+    runs_dir: str = "runs"  # where runs are kept, on a filesystem that the compute nodes see
+
+
+def register() -> None:
+    """Make the schema known to Hydra as `schema`, which conf/config.yaml starts from."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(config: DictConfig) -> Config:
+    """The composed configuration as plain objects. Raises ConfigError on what is missing or impossible."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if "plan.name" in missing:
+        raise ConfigError("no round plan", "add +round=NAME, for a start +round=quickstart")
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}", "set it on the command line: KEY=VALUE")
+    try:
+        plain = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(plain, Config)
+    return plain

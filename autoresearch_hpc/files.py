@@ -1,0 +1,66 @@
+"""Files that a reader can trust: atomic JSON out, strict JSON in, hashes."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Publish text: a reader sees no file, the old one, or all of the new. The file's mode follows the umask."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a requeued twin cannot collide
+    try:
+        with tmp.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json_atomic(path: Path, payload: Mapping[str, object]) -> None:
+    """Publish payload as `write_text_atomic` does. Raises ValueError on NaN or infinity, before touching the disk."""
+    write_text_atomic(path, json.dumps(payload, sort_keys=True, allow_nan=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in path. Raises ValueError where it is torn, no object, or holds NaN; OSError as `open` does."""
+    return parse_json_object(path.read_text(encoding="utf-8"))
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """A JSON object from text. Raises ValueError on anything else, NaN and infinity included."""
+    payload = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(payload, dict):
+        raise ValueError(f"expected a JSON object, found {type(payload).__name__}")
+    return payload
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in this directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of the text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()

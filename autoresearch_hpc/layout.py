@@ -1,0 +1,124 @@
+"""Every path of a run, in one class.
+
+runs/<tag>/
+  config.yaml  journal.jsonl  results.tsv  trials.csv  progress.png  report.html  controller.lock  controller.log
+  rounds/03/arrays/<job name>/     array.json, the sbatch file and the logs of Slurm's side
+  rounds/03/r03-c02/               proposal.json  diff.patch  src/
+  rounds/03/r03-c02/trials/t0/     trial.json  claim-0.json  phases.json  train.log  checkpoint.pt  result.json
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPaths:
+    """The files of one trial."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "trial.json"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def phases(self) -> Path:
+        return self.root / "phases.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
+
+    @property
+    def evaluate_log(self) -> Path:
+        return self.root / "evaluate.log"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.pt"
+
+    @property
+    def session(self) -> Path:
+        return self.root / "session.json"
+
+    def claim(self, attempt: int) -> Path:
+        """Created exclusively by the worker that runs this attempt: whoever comes second leaves."""
+        return self.root / f"claim-{attempt}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPaths:
+    """The files of one submission."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "array.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """The files of one run; `root` is `runs/<tag>`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "controller.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "controller.log"
+
+    @property
+    def results_tsv(self) -> Path:
+        return self.root / "results.tsv"
+
+    @property
+    def trials_csv(self) -> Path:
+        return self.root / "trials.csv"
+
+    @property
+    def progress_png(self) -> Path:
+        return self.root / "progress.png"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    def round(self, index: int) -> Path:
+        return self.root / "rounds" / f"{index:02d}"
+
+    def candidate(self, candidate: str) -> Path:
+        """Of `r03-c02`: rounds/03/r03-c02."""
+        return self.round(int(candidate.split("-")[0][1:])) / candidate
+
+    def proposal(self, candidate: str) -> Path:
+        return self.candidate(candidate) / "proposal.json"
+
+    def diff(self, candidate: str) -> Path:
+        return self.candidate(candidate) / "diff.patch"
+
+    def src(self, candidate: str) -> Path:
+        return self.candidate(candidate) / "src"
+
+    def trial(self, trial: str) -> TrialPaths:
+        """Of `r03-c02-t0`: rounds/03/r03-c02/trials/t0."""
+        candidate, _, index = trial.rpartition("-")
+        return TrialPaths(self.candidate(candidate) / "trials" / index)
+
+    def array(self, round_: int, job_name: str) -> ArrayPaths:
+        return ArrayPaths(self.round(round_) / "arrays" / job_name)
