@@ -7,7 +7,7 @@ OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the p
 The comment behind each field is its documentation: docs/configuration.md is generated from this file.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -360,6 +360,9 @@ def register() -> None:
 
 def load(config: DictConfig) -> Config:
     """The composed configuration as plain objects. Raises ConfigError on what is missing or impossible."""
+    known = {f.name for f in fields(Config)}
+    if unknown := sorted(str(key) for key in config if key not in known):
+        raise ConfigError(f"unknown key {', '.join(unknown)}", "docs/configuration.md lists all keys")
     missing = sorted(OmegaConf.missing_keys(config))
     if "plan.name" in missing:
         raise ConfigError("no round plan", "add +round=NAME, for a start +round=quickstart")

@@ -1,0 +1,250 @@
+"""What a run has done so far: the journal, replayed.
+
+`History.apply` is the one place that knows what each event means; the controller applies every event that it
+appends, so that a resumed run and one that never stopped are in the same state.
+
+    run.started     tag, uid, version, config_sha256, repo, start_commit, metric, direction
+    run.resumed     pid, host
+    round.proposed  round, base, proposals {candidate id: proposal}
+    round.committed round, candidates [candidate]
+    submit.intent   round, job_name, trials [trial id]
+    submit.done     round, job_name, jobs {trial id: job id}
+    trial.done      trial, result (result.json's content)
+    trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
+    round.judged    round, verdicts {candidate id: verdict}, incumbent {candidate, commit, value}
+    round.closed    round: the branch and the tables are up to date
+    run.interrupted reason
+    run.stopped     reason
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.journal import Event
+from autoresearch_hpc.records import (
+    Candidate,
+    Direction,
+    Outcome,
+    Proposal,
+    Status,
+    TrialResult,
+    Verdict,
+    candidate_id,
+    from_json,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """One execution: submitted under `job_name`, known to the cluster as `job`."""
+
+    id: str
+    candidate: str
+    job_name: str
+    submitted_at: str
+    job: str | None = None
+    result: TrialResult | None = None
+    dropped: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One candidate's way through its round."""
+
+    id: str
+    proposal: Proposal
+    candidate: Candidate | None = None
+    trials: list[Trial] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+    @property
+    def trial(self) -> Trial | None:
+        """The trial that counts: the newest that was not dropped."""
+        return next((t for t in reversed(self.trials) if t.dropped is None), None)
+
+    @property
+    def result(self) -> TrialResult | None:
+        return self.trial.result if self.trial else None
+
+    @property
+    def value(self) -> float | None:
+        return self.result.metric.value if self.result else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """One fan-out."""
+
+    index: int
+    base: str  # the incumbent's commit when the round was proposed
+    proposed_at: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    judged: bool = False
+    closed_at: str | None = None
+    num_arrays: int = 0
+
+    @property
+    def committed(self) -> bool:
+        return all(entry.candidate for entry in self.entries.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incumbent:
+    """The best accepted candidate so far."""
+
+    candidate: str
+    commit: str
+    value: float
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """The state of a run. Mutable, but only by `apply`."""
+
+    tag: str = ""
+    uid: str = ""  # distinguishes runs of the same tag in job names
+    start_commit: str = ""
+    config_sha256: str = ""
+    metric: str = "val_bpb"
+    direction: Direction = Direction.min
+    started_at: str | None = None
+    last_at: str | None = None
+    active: list[tuple[str, str]] = field(default_factory=list)  # spans of a controller's life: (from, last event)
+    rounds: list[Round] = field(default_factory=list)
+    incumbent: Incumbent | None = None
+    interrupted: str | None = None  # why the controller stopped early; None while it goes on
+    stopped: str | None = None  # why the run ended; None while it goes on
+
+    @classmethod
+    def replay(cls, events: list[Event]) -> "History":
+        """The state after these events. Raises JournalError on an event that it does not know."""
+        history = cls()
+        for event in events:
+            history.apply(event)
+        return history
+
+    def apply(self, event: Event) -> None:
+        handler = _HANDLERS.get(event.event)
+        if handler is None:
+            raise JournalError(f"unknown event {event.event!r} in the journal", "it was written by a newer version")
+        if event.event in ("run.started", "run.resumed"):
+            self.active.append((event.at, event.at))
+        elif self.active:
+            self.active[-1] = (self.active[-1][0], event.at)
+        self.last_at = event.at
+        handler(self, event.at, event.data)
+
+    def entries(self) -> Iterator[Entry]:
+        """All candidates, in order."""
+        for round_ in self.rounds:
+            yield from round_.entries.values()
+
+    def entry(self, candidate: str) -> Entry:
+        return self.rounds[int(candidate.split("-")[0][1:])].entries[candidate]
+
+    def trial(self, trial: str) -> Trial:
+        entry = self.entry(trial.rpartition("-")[0])
+        return next(t for t in entry.trials if t.id == trial)
+
+    def find(self, name: str) -> Entry | None:
+        """A candidate by its id, its name in the plan, or "baseline"."""
+        wanted = candidate_id(0, 0) if name == "baseline" else name
+        return next((e for e in self.entries() if wanted in (e.id, e.proposal.name)), None)
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What agents hear: every candidate of a judged round."""
+        return tuple(
+            Outcome(
+                candidate=entry.id,
+                round=round_.index,
+                proposal=entry.proposal,
+                knobs=entry.candidate.knobs if entry.candidate else {},
+                status=entry.result.status if entry.result else Status.LOST,
+                value=entry.value,
+                verdict=entry.verdict,
+                error=entry.result.error if entry.result else None,
+            )
+            for round_ in self.rounds
+            if round_.judged
+            for entry in round_.entries.values()
+        )
+
+    def results(self) -> Iterator[TrialResult]:
+        """Every result there is, dropped trials' too."""
+        for entry in self.entries():
+            for trial in entry.trials:
+                if trial.result:
+                    yield trial.result
+
+    # what each event does
+
+    def _run_started(self, at: str, data: Mapping[str, Any]) -> None:
+        self.tag, self.uid, self.start_commit = data["tag"], data["uid"], data["start_commit"]
+        self.config_sha256, self.metric = data["config_sha256"], data["metric"]
+        self.direction, self.started_at = Direction(data["direction"]), at
+
+    def _run_resumed(self, at: str, data: Mapping[str, Any]) -> None:
+        self.interrupted = None
+
+    def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:
+        entries = {id_: Entry(id=id_, proposal=from_json(Proposal, p)) for id_, p in data["proposals"].items()}
+        self.rounds.append(Round(index=data["round"], base=data["base"], proposed_at=at, entries=entries))
+
+    def _round_committed(self, at: str, data: Mapping[str, Any]) -> None:
+        for payload in data["candidates"]:
+            candidate = from_json(Candidate, payload)
+            self.entry(candidate.id).candidate = candidate
+
+    def _submit_intent(self, at: str, data: Mapping[str, Any]) -> None:
+        self.rounds[data["round"]].num_arrays += 1
+        for id_ in data["trials"]:
+            entry = self.entry(id_.rpartition("-")[0])
+            known = next((t for t in entry.trials if t.id == id_), None)
+            if known:  # the same trial under a new name: its first submission never reached the cluster
+                known.job_name, known.submitted_at, known.job = data["job_name"], at, None
+            else:
+                entry.trials.append(Trial(id=id_, candidate=entry.id, job_name=data["job_name"], submitted_at=at))
+
+    def _submit_done(self, at: str, data: Mapping[str, Any]) -> None:
+        for id_, job in data["jobs"].items():
+            self.trial(id_).job = job
+
+    def _trial_done(self, at: str, data: Mapping[str, Any]) -> None:
+        self.trial(data["trial"]).result = from_json(TrialResult, data["result"])
+
+    def _trial_dropped(self, at: str, data: Mapping[str, Any]) -> None:
+        self.trial(data["trial"]).dropped = data["reason"]
+
+    def _round_judged(self, at: str, data: Mapping[str, Any]) -> None:
+        round_ = self.rounds[data["round"]]
+        round_.judged = True
+        for id_, verdict in data["verdicts"].items():
+            round_.entries[id_].verdict = Verdict(verdict)
+        self.incumbent = Incumbent(**data["incumbent"]) if data["incumbent"] else None
+
+    def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:
+        self.rounds[data["round"]].closed_at = at
+
+    def _run_interrupted(self, at: str, data: Mapping[str, Any]) -> None:
+        self.interrupted = data["reason"]
+
+    def _run_stopped(self, at: str, data: Mapping[str, Any]) -> None:
+        self.stopped = data["reason"]
+
+
+_HANDLERS = {
+    "run.started": History._run_started,
+    "run.resumed": History._run_resumed,
+    "round.proposed": History._round_proposed,
+    "round.committed": History._round_committed,
+    "submit.intent": History._submit_intent,
+    "submit.done": History._submit_done,
+    "trial.done": History._trial_done,
+    "trial.dropped": History._trial_dropped,
+    "round.judged": History._round_judged,
+    "round.closed": History._round_closed,
+    "run.interrupted": History._run_interrupted,
+    "run.stopped": History._run_stopped,
+}

@@ -1,0 +1,84 @@
+"""The append-only log of a run: one JSON object a line, `{"seq": 7, "at": "2026-01-31T12:00:00+00:00", "event": …}`.
+
+The only truth for resume. An event is flushed and fsynced before `append` returns, so that what it announces may
+happen. A torn last line is the mark of a crash and is dropped; any other damage is a JournalError.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.files import parse_json_object, sync_directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line. `seq` counts from 0, `at` is UTC, ISO 8601."""
+
+    seq: int
+    at: str
+    event: str
+    data: Mapping[str, Any]
+
+
+class Journal:
+    """The journal opened by the one controller that writes it; `events` are those already there."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises JournalError on damage before the last line."""
+        complete = path.read_bytes() if path.exists() else b""
+        complete = complete[: complete.rfind(b"\n") + 1]
+        self.events = _parse(path, complete)
+        self._next = len(self.events)
+        self._file = path.open("ab")
+        self._file.truncate(len(complete))
+        sync_directory(path.parent)
+
+    def append(self, event: str, **data: object) -> Event:
+        """Write one event durably. Raises OSError where it could not be: then it has not happened."""
+        record = Event(seq=self._next, at=datetime.now(UTC).isoformat(timespec="microseconds"), event=event, data=data)
+        line = json.dumps({"seq": record.seq, "at": record.at, "event": event, **data}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._next += 1
+        return record
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[Event]:
+    """The complete events of a journal that a controller may be writing. Raises JournalError, and OSError as `open`."""
+    content = path.read_bytes()
+    return _parse(path, content[: content.rfind(b"\n") + 1])
+
+
+def _parse(path: Path, content: bytes) -> list[Event]:
+    return list(_events(path, content))
+
+
+def _events(path: Path, content: bytes) -> Iterator[Event]:
+    for number, line in enumerate(content.splitlines()):
+        try:
+            data = parse_json_object(line.decode())
+            seq, at, event = data.pop("seq"), data.pop("at"), data.pop("event")
+        except (ValueError, KeyError) as error:
+            raise JournalError(f"damaged journal: {path} line {number + 1}: {error}", _REMEDY) from error
+        if seq != number:
+            raise JournalError(f"damaged journal: {path} line {number + 1} has seq {seq}", _REMEDY)
+        yield Event(seq=seq, at=at, event=event, data=data)
+
+
+_REMEDY = "restore the file from a backup, or start a new run with another tag="

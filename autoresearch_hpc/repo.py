@@ -1,0 +1,181 @@
+"""Candidates as git commits. The only importer of GitPython.
+
+Works on objects and on refs of its own, through a private index: the user's checkout, index and current branch are
+never touched, and any number of controllers may work in one repository.
+
+    refs/heads/autoresearch/<tag>               the incumbent
+    refs/autoresearch/<tag>/<candidate>         every candidate, so that nothing is collected as garbage
+"""
+
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import git
+
+from autoresearch_hpc.errors import RepoError
+
+_NAME = "autoresearch_hpc"
+_NO_COMMIT = "0" * 40
+
+
+class Repo:
+    """The user's repository, as far as a run may see it.
+
+    Raises RepoError where path is not in a git repository, or has no commit yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._repo = git.Repo(path, search_parent_directories=True)
+        except (git.InvalidGitRepositoryError, git.NoSuchPathError):
+            raise RepoError(
+                f"{path.resolve()} is not in a git repository", "git init and commit, or set repo="
+            ) from None
+        if self._repo.bare:
+            raise RepoError(f"{path.resolve()} is a bare repository", "set repo= to a checkout")
+        self.root = Path(str(self._repo.working_tree_dir))
+        # Without this, reading commands such as `git diff` may refresh, that is rewrite, the user's index.
+        self._env = {"GIT_OPTIONAL_LOCKS": "0", **self._identity()}
+        try:
+            self.head = self._git("rev-parse", "--verify", "HEAD^{commit}")
+        except git.GitCommandError:
+            raise RepoError(f"{self.root} has no commit yet", "commit the script first") from None
+
+    def _identity(self) -> dict[str, str]:
+        """Author and committer, for users who have not told git who they are."""
+        with self._repo.config_reader() as config:
+            name = os.environ.get("GIT_AUTHOR_NAME") or config.get_value("user", "name", _NAME)
+            email = os.environ.get("GIT_AUTHOR_EMAIL") or config.get_value("user", "email", f"{_NAME}@localhost")
+        return {
+            f"GIT_{who}_{what}": str(v)
+            for who in ("AUTHOR", "COMMITTER")
+            for what, v in (("NAME", name), ("EMAIL", email))
+        }
+
+    def _git(self, *args: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
+        output = self._repo.git.execute(["git", *args], env={**self._env, **(env or {})}, strip_newline_in_stdout=strip)
+        assert isinstance(output, str)
+        return output
+
+    def _bytes(self, *args: str) -> bytes:
+        output = self._repo.git.execute(
+            ["git", *args], env=self._env, stdout_as_string=False, strip_newline_in_stdout=False
+        )
+        assert isinstance(output, bytes)
+        return output
+
+    def dirty(self, paths: Sequence[str]) -> list[str]:
+        """Those of the paths whose content on disk is not HEAD's, staged, unstaged or untracked."""
+        lines = self._git("status", "--porcelain", "-z", "--untracked-files=all", "--", *paths).split("\0")
+        return [line[3:] for line in lines if line]
+
+    def snapshot(self, paths: Sequence[str]) -> str:
+        """A commit on HEAD that holds the paths as they are on disk. HEAD itself where nothing differs."""
+        changed = self.dirty(paths)
+        if not changed:
+            return self.head
+        files: dict[str, str | None] = {}
+        for name in changed:
+            path = self.root / name
+            files[name] = path.read_bytes().decode("utf-8") if path.is_file() else None
+        return self.commit(self.head, files, "uncommitted changes at the start of the run")
+
+    def read(self, commit: str, path: str) -> str:
+        """A file's text in a commit. Raises RepoError where it is not there or not text."""
+        try:
+            data = self._bytes("cat-file", "blob", f"{commit}:{path}")
+            return data.decode("utf-8")
+        except git.GitCommandError:
+            raise RepoError(
+                f"{path} is not in commit {commit[:7]} of {self.root}", "commit it, or correct task.script"
+            ) from None
+        except UnicodeDecodeError:
+            raise RepoError(
+                f"{path} in commit {commit[:7]} is not UTF-8 text", "remove it from task.editable"
+            ) from None
+
+    def commit(self, parent: str, files: Mapping[str, str | None], message: str) -> str:
+        """A new commit on parent with these files replaced (None: removed); no ref points to it yet."""
+        with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+            self._git("read-tree", parent, env=index)
+            modes = self._modes(parent, list(files))
+            for path, text in files.items():
+                _check_path(path)
+                if text is None:
+                    self._git("update-index", "--force-remove", "--", path, env=index)
+                    continue
+                content = Path(folder) / "content"
+                content.write_bytes(text.encode("utf-8"))  # as bytes: line endings are the author's
+                blob = self._git("hash-object", "-w", "--no-filters", str(content))
+                mode = modes.get(path, "100644")
+                self._git("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", env=index)
+            tree = self._git("write-tree", env=index)
+        return self._git("commit-tree", tree, "-p", parent, "-m", message)
+
+    def _modes(self, commit: str, paths: Sequence[str]) -> dict[str, str]:
+        if not paths:
+            return {}
+        lines = self._git("ls-tree", "-z", commit, "--", *paths).split("\0")
+        return {line.split("\t", 1)[1]: line.split(" ", 1)[0] for line in lines if line}
+
+    def keep(self, tag: str, candidate: str, commit: str) -> None:
+        """Point the candidate's own ref to its commit."""
+        self._git("update-ref", f"refs/autoresearch/{tag}/{candidate}", commit)
+
+    def kept(self, tag: str, candidate: str) -> str | None:
+        """The commit that the candidate's own ref points to."""
+        return self._resolve(f"refs/autoresearch/{tag}/{candidate}")
+
+    def branch(self, tag: str) -> str | None:
+        """The commit of the run's branch."""
+        return self._resolve(f"refs/heads/autoresearch/{tag}")
+
+    def advance(self, tag: str, commit: str) -> None:
+        """Move the run's branch to commit, making it where there is none.
+
+        Raises RepoError where the user has checked the branch out: moving it would change their checkout.
+        """
+        ref = f"refs/heads/autoresearch/{tag}"
+        if ref in self._checked_out():
+            raise RepoError(f"the branch autoresearch/{tag} is checked out", "switch to another branch")
+        self._git("update-ref", "-m", "autoresearch_hpc: keep", ref, commit, self._resolve(ref) or _NO_COMMIT)
+
+    def _checked_out(self) -> set[str]:
+        lines = self._git("worktree", "list", "--porcelain").splitlines()
+        return {line.split(" ", 1)[1] for line in lines if line.startswith("branch ")}
+
+    def _resolve(self, ref: str) -> str | None:
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        except git.GitCommandError:
+            return None
+
+    def diff(self, parent: str, commit: str) -> tuple[str, int]:
+        """The patch from parent to commit, and how many lines it adds and removes."""
+        patch = self._git("diff", "--no-color", "--no-ext-diff", parent, commit, strip=False)
+        counts = [line.split("\t")[:2] for line in self._git("diff", "--numstat", parent, commit).splitlines()]
+        return patch, sum(int(n) for pair in counts for n in pair if n.isdigit())
+
+    def export(self, commit: str, paths: Sequence[str], target: Path) -> None:
+        """Write the commit's files at paths (pathspecs; "." is all) into target, which appears whole or not at all."""
+        if target.is_dir():
+            return
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        archive = self._bytes("archive", "--format=tar", commit, "--", *paths)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(partial, filter="data")
+        partial.replace(target)
+
+
+def _check_path(path: str) -> None:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or ".git" in pure.parts or path != str(pure):
+        raise RepoError(f"a candidate may not write to {path!r}", "use a plain path inside the repository")
