@@ -123,7 +123,7 @@ class CandidateConfig:
 
     title: str = ""  # what results.tsv says; default: the settings
     name: str | None = None  # a name that later candidates can build on
-    on: str | None = None  # the candidate it builds on: a name, an id or "baseline"; default the incumbent
+    parent: str | None = None  # the candidate it builds on: a name, an id or "baseline"; default the incumbent
     knobs: dict[str, Any] = field(default_factory=dict)  # settings; none makes a replicate
 
 
@@ -136,6 +136,11 @@ class RoundConfig:
 
     def __post_init__(self) -> None:
         _require(self.k is None or self.k >= 1, f"k: {self.k}", "a round needs at least one candidate")
+        _require(
+            self.k is None or not self.candidates,
+            f"a round with both k: {self.k} and candidates",
+            "give one of them: explicit candidates are run as they are",
+        )
 
 
 @dataclass
@@ -162,15 +167,33 @@ class PlanConfig:
         _require(not doubled, f"candidate name {', '.join(doubled)} is used twice in the plan", "rename one")
 
     @property
+    def first_round(self) -> int:
+        """The first round that has a plan: 0 where the baseline is joined, else 1."""
+        return 0 if self.baseline is Baseline.joined else 1
+
+    @property
     def num_rounds(self) -> int:
-        """Rounds after the baseline."""
-        return self.max_rounds if self.max_rounds is not None else max(len(self.rounds), 1)
+        """Rounds after round 0, so the last round's index."""
+        if self.max_rounds is not None:
+            return self.max_rounds
+        return self.first_round + max(len(self.rounds), 1) - 1
 
     def round(self, index: int) -> RoundConfig:
-        """The plan of round index, counted from 1; the last repeats."""
+        """The plan of round index; the last of `rounds` repeats.
+
+        With a baseline alone, round 0 is the baseline and has no plan (ValueError), and round i is rounds[i - 1]. With
+        a joined baseline rounds[0] runs beside the baseline in round 0, and round i is rounds[i].
+        """
+        if index < self.first_round:
+            raise ValueError(f"round {index} has no plan: the baseline runs alone")
         if not self.rounds:
             return RoundConfig()
-        return self.rounds[min(index, len(self.rounds)) - 1]
+        return self.rounds[min(index - self.first_round, len(self.rounds) - 1)]
+
+    def num_candidates(self, index: int) -> int:
+        """How many candidates round index has; at most, where an agent proposes them."""
+        planned = self.round(index)
+        return len(planned.candidates) or planned.k or self.k
 
 
 @dataclass
@@ -207,6 +230,7 @@ class ClusterConfig:
     price_per_gpu_hour: float = 0.0  # for the cost column and budget.usd
     poll_s: float = 1.0  # seconds between looks for result files
     queue_poll_s: float = 10.0  # seconds between questions to the queue
+    max_retries: int = 1  # further trials of a candidate whose trial was lost to the infrastructure
     result_grace_s: float = 10.0  # how long a result may stay invisible after its job has ended
 
     def __post_init__(self) -> None:
@@ -271,6 +295,12 @@ class TaskConfig:
                 "the metric needs one source",
                 "set either task.metric.json or task.metric.regex",
             )
+
+    @property
+    def wall_limit_s(self) -> float:
+        """The longest a trial may take."""
+        evaluation = self.eval_limit_s if self.kind is TaskKind.gpt else 0.0
+        return self.startup_limit_s + self.train_s + self.grace_s + evaluation
 
 
 @dataclass

@@ -11,10 +11,15 @@ from typing import Any
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Publish text: a reader sees no file, the old one, or all of the new. The file's mode follows the umask."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Publish bytes as `write_text_atomic` does."""
     tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a requeued twin cannot collide
     try:
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with tmp.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         tmp.replace(path)

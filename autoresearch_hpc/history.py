@@ -13,7 +13,7 @@ appends, so that a resumed run and one that never stopped are in the same state.
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
     round.judged    round, verdicts {candidate id: verdict}, incumbent {candidate, commit, value}
     round.closed    round: the branch and the tables are up to date
-    run.interrupted reason
+    run.interrupted reason, cancelled [trial id]
     run.stopped     reason
 """
 
@@ -47,6 +47,7 @@ class Trial:
     job: str | None = None
     result: TrialResult | None = None
     dropped: str | None = None
+    cancelled: bool = False  # by the controller, when it was interrupted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,7 +187,7 @@ class History:
         self.direction, self.started_at = Direction(data["direction"]), at
 
     def _run_resumed(self, at: str, data: Mapping[str, Any]) -> None:
-        self.interrupted = None
+        self.interrupted = self.stopped = None
 
     def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:
         entries = {id_: Entry(id=id_, proposal=from_json(Proposal, p)) for id_, p in data["proposals"].items()}
@@ -204,6 +205,7 @@ class History:
             known = next((t for t in entry.trials if t.id == id_), None)
             if known:  # the same trial under a new name: its first submission never reached the cluster
                 known.job_name, known.submitted_at, known.job = data["job_name"], at, None
+                known.cancelled = False
             else:
                 entry.trials.append(Trial(id=id_, candidate=entry.id, job_name=data["job_name"], submitted_at=at))
 
@@ -229,6 +231,8 @@ class History:
 
     def _run_interrupted(self, at: str, data: Mapping[str, Any]) -> None:
         self.interrupted = data["reason"]
+        for id_ in data["cancelled"]:
+            self.trial(id_).cancelled = True
 
     def _run_stopped(self, at: str, data: Mapping[str, Any]) -> None:
         self.stopped = data["reason"]

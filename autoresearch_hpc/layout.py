@@ -10,6 +10,8 @@ runs/<tag>/
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch_hpc.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class TrialPaths:
@@ -122,3 +124,22 @@ class RunLayout:
 
     def array(self, round_: int, job_name: str) -> ArrayPaths:
         return ArrayPaths(self.round(round_) / "arrays" / job_name)
+
+
+def all_runs(runs_dir: Path) -> list[RunLayout]:
+    """The runs kept in runs_dir, the one that wrote its journal last first; a directory without a journal is no run."""
+    journals = [(path.stat().st_mtime, path.parent) for path in runs_dir.glob("*/journal.jsonl")]
+    return [RunLayout(root) for _, root in sorted(journals, reverse=True)]
+
+
+def find_run(name: str | None, runs_dir: Path) -> RunLayout:
+    """The run of a tag or a path; of None, the newest. Raises ConfigError naming the runs there are."""
+    if name:
+        for root in (runs_dir / name, Path(name)):
+            if (root / "journal.jsonl").is_file():
+                return RunLayout(root)
+    runs = all_runs(runs_dir)
+    if name is None and runs:
+        return runs[0]
+    there_are = f"there are: {', '.join(sorted(run.root.name for run in runs))}" if runs else "none was started yet"
+    raise ConfigError(f"no run {name!r} in {runs_dir}" if name else f"no run in {runs_dir}", there_are)

@@ -8,7 +8,6 @@ never touched, and any number of controllers may work in one repository.
 """
 
 import io
-import os
 import shutil
 import tarfile
 import tempfile
@@ -48,14 +47,16 @@ class Repo:
 
     def _identity(self) -> dict[str, str]:
         """Author and committer, for users who have not told git who they are."""
-        with self._repo.config_reader() as config:
-            name = os.environ.get("GIT_AUTHOR_NAME") or config.get_value("user", "name", _NAME)
-            email = os.environ.get("GIT_AUTHOR_EMAIL") or config.get_value("user", "email", f"{_NAME}@localhost")
-        return {
-            f"GIT_{who}_{what}": str(v)
-            for who in ("AUTHOR", "COMMITTER")
-            for what, v in (("NAME", name), ("EMAIL", email))
-        }
+        try:
+            self._repo.git.var("GIT_COMMITTER_IDENT")
+            return {}
+        except git.GitCommandError:
+            name, email = _NAME, f"{_NAME}@localhost"
+            return {
+                f"GIT_{who}_{key}": value
+                for who in ("AUTHOR", "COMMITTER")
+                for key, value in (("NAME", name), ("EMAIL", email))
+            }
 
     def _git(self, *args: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
         output = self._repo.git.execute(["git", *args], env={**self._env, **(env or {})}, strip_newline_in_stdout=strip)
@@ -101,12 +102,13 @@ class Repo:
 
     def commit(self, parent: str, files: Mapping[str, str | None], message: str) -> str:
         """A new commit on parent with these files replaced (None: removed); no ref points to it yet."""
+        for path in files:
+            _check_path(path)
         with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             self._git("read-tree", parent, env=index)
             modes = self._modes(parent, list(files))
             for path, text in files.items():
-                _check_path(path)
                 if text is None:
                     self._git("update-index", "--force-remove", "--", path, env=index)
                     continue

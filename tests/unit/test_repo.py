@@ -109,6 +109,8 @@ def test_works_for_a_user_without_a_name(root: Path, monkeypatch: pytest.MonkeyP
     git(root, "config", "--unset", "user.email")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("EMAIL", "")  # else git makes an address up from the host's name
+    git(root, "config", "user.useConfigOnly", "true")
     repo = Repo(root)
     commit = repo.commit(repo.head, {"train.py": "x = 1\n"}, "edit")
     assert git(root, "log", "-1", "--format=%an", commit) == "autoresearch_hpc"

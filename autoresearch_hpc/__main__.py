@@ -1,0 +1,57 @@
+"""`python -m autoresearch_hpc +round=NAME [overrides]`: start a run, or resume the one that `tag=` names.
+
+With Hydra's -m every job is a run of its own; one that fails does not stop the others.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from autoresearch_hpc import config, entry
+
+_exit_codes: list[int] = []
+
+
+def _task(composed: DictConfig) -> int:
+    """One run; its exit code."""
+    entry.setup_logging()
+    code = entry.run(lambda: _search(composed))
+    _exit_codes.append(code)
+    return code
+
+
+def _search(composed: DictConfig) -> None:
+    from autoresearch_hpc import report, search
+
+    loaded = config.load(composed)
+    job = HydraConfig.get()
+    if job.mode is RunMode.MULTIRUN:  # every job its own run
+        loaded.tag = f"{loaded.tag}-{job.job.num}" if loaded.tag else None
+    finished = search.run(loaded)
+    print(finished.reason)
+
+
+def main() -> int:
+    """The command line. Returns the exit code; of several runs the highest."""
+    entry.register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: entry tells it in one line
+    program = hydra.main(config_path=str(entry.conf_dir()), config_name="config", version_base="1.3")(_task)
+
+    def run() -> None:
+        try:
+            program()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise entry.config_error(error) from error
+
+    code = entry.run(run)
+    return max([code, *_exit_codes])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What the samplers of a space share: what was tried, what may be proposed, and how a setting becomes a proposal."""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+from autoresearch_hpc.agents.titles import changes
+from autoresearch_hpc.records import Knobs, KnobValue, Outcome, Proposal, SearchState
+from autoresearch_hpc.space import Space
+
+__all__ = ["Sampler", "Setting"]
+
+_log = logging.getLogger(__name__)
+
+Setting = dict[str, KnobValue]
+_ENUMERABLE = 20_000  # spaces up to this size are searched to their last setting
+
+
+class Sampler:
+    """Base of the agents that search a space: a subclass only says which settings to consider, in `_settings`.
+
+    Every proposal sets all knobs of the space, so it means the same setting on any incumbent. None violates a bound
+    and, unless allow_repeats, none was tried before; within a round no two are the same in any case.
+    """
+
+    origin = "sampler"
+
+    def __init__(self, space: Space, seed: int, fixed: Knobs, *, allow_repeats: bool = False) -> None:
+        self._space = space
+        self._seed = seed
+        self._fixed = fixed
+        self._allow_repeats = allow_repeats
+        self._outcomes: list[Outcome] = []
+
+    def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
+        taken = set() if self._allow_repeats else self._tried(state)
+        proposals: list[Proposal] = []
+        for setting in self._settings(state, k, taken):
+            if len(proposals) == k:
+                break
+            if self._may(setting, state, taken):
+                taken.add(self._key(setting))
+                title = changes(setting, state.incumbent_knobs) or "repeat of the incumbent's settings"
+                proposals.append(Proposal(title=title, knobs=setting, origin=self.origin))
+        if len(proposals) < k:
+            _log.warning(
+                "round=%d agent=%s found %d of %d new settings that meet the bounds",
+                *(state.index, self.origin, len(proposals), k),
+            )
+        return proposals
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes += outcomes
+
+    def _settings(self, state: SearchState, k: int, taken: set[object]) -> Iterable[Setting]:
+        """Settings to consider, best first; `taken` grows while they are read. Ends where there are no more."""
+        raise NotImplementedError
+
+    def _rng(self, state: SearchState) -> random.Random:
+        """Randomness of one round, the same in every process."""
+        return random.Random(f"{self._seed}/{state.index}/{self.origin}")
+
+    def _random_settings(self, state: SearchState, k: int) -> Iterator[Setting]:
+        """Random settings; in a space that can be enumerated every setting, in the end."""
+        rng = self._rng(state)
+        for _ in range(200 * k):
+            yield self._space.sample(rng)
+        if self._space.size <= _ENUMERABLE:
+            rest = list(self._space.all())
+            rng.shuffle(rest)
+            yield from rest
+
+    def _may(self, setting: Setting, state: SearchState, taken: set[object]) -> bool:
+        if self._key(setting) in taken:
+            return False
+        return not self._space.check(setting, {**self._fixed, **state.incumbent_knobs})
+
+    def _tried(self, state: SearchState) -> set[object]:
+        past: Iterable[Knobs] = (effective(outcome) for outcome in self._outcomes)
+        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs])}
+
+    def _key(self, knobs: Knobs) -> object:
+        """What makes two settings the same: the space's knobs as the space would write them."""
+        known = {name: knobs[name] for name in self._space.names if name in knobs}
+        canonical = self._space.canonical(known) or known
+        return tuple((name, repr(value)) for name, value in canonical.items())
+
+
+def effective(outcome: Outcome) -> Knobs:
+    """All settings that a candidate ran with, those that travelled beside the script included."""
+    return {**outcome.knobs, **outcome.proposal.knobs}

@@ -1,0 +1,68 @@
+"""Proposals become candidates: an edit of the parent's files, a git commit, an export for the trials to run."""
+
+from collections.abc import Mapping
+
+from autoresearch_hpc import knobs
+from autoresearch_hpc.config import KnobsBy, TaskConfig, TaskKind
+from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.files import write_json_atomic, write_text_atomic
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.records import Candidate, Knobs, Proposal, to_json
+from autoresearch_hpc.repo import Repo
+
+
+class CandidateMaker:
+    """Makes a run's candidates."""
+
+    def __init__(self, repo: Repo, layout: RunLayout, task: TaskConfig, tag: str) -> None:
+        self._repo, self._layout, self._task, self._tag = repo, layout, task, tag
+
+    def make(self, id_: str, round_: int, proposal: Proposal, parent: str, parent_knobs: Knobs) -> Candidate:
+        """Commit the proposal on parent, and write its proposal.json, diff.patch and src/.
+
+        Raises ConfigError (KnobError, RepoError) for an edit that cannot be made.
+        """
+        files = self.edit(proposal, parent)
+        commit = self._repo.commit(parent, files, f"{id_}: {proposal.title}")
+        self._repo.keep(self._tag, id_, commit)
+        patch, diff_lines = self._repo.diff(parent, commit)
+        candidate = Candidate(
+            id=id_,
+            round=round_,
+            proposal=proposal,
+            parent=parent,
+            commit=commit,
+            knobs={**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)},
+            diff_lines=diff_lines,
+        )
+        self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self._layout.proposal(id_), to_json(candidate))
+        write_text_atomic(self._layout.diff(id_), patch)
+        self._repo.export(commit, self._task.export, self._layout.src(id_))
+        return candidate
+
+    def edit(self, proposal: Proposal, parent: str) -> Mapping[str, str | None]:
+        """The files that the proposal changes, with their new text."""
+        forbidden = sorted(set(proposal.files) - set(self._task.editable))
+        if forbidden:
+            raise ConfigError(
+                f"a proposal changes {', '.join(forbidden)}", f"only {', '.join(self._task.editable)} may be edited"
+            )
+        files: dict[str, str | None] = dict(proposal.files)
+        if proposal.knobs and self.rewrites:
+            script = self._task.script
+            text = files.get(script) or self._repo.read(parent, script)
+            files[script] = knobs.rewrite(text, proposal.knobs, script)
+        return files
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether knobs are constants of the script."""
+        return self._task.kind is TaskKind.gpt or self._task.knobs_by is KnobsBy.rewrite
+
+    def script_knobs(self, commit: str) -> Knobs:
+        """The constants of the script in a commit; none where knobs travel another way."""
+        return knobs.read(self._repo.read(commit, self._task.script), self._task.script) if self.rewrites else {}
+
+    def _travelling(self, proposal: Proposal) -> Knobs:
+        return {} if self.rewrites else proposal.knobs

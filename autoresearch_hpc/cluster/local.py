@@ -1,0 +1,156 @@
+"""Trials on this machine, through submitit's local executor: at most `max_parallel` at once, one GPU each.
+
+Waiting trials are kept here and started by `poll`. Running ones outlive the controller; `adopt` finds them by the
+claims that their workers left.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+
+from autoresearch_hpc.cluster.protocol import JobState, Submission, worker_command
+from autoresearch_hpc.config import ClusterConfig
+from autoresearch_hpc.files import read_json, write_json_atomic
+from autoresearch_hpc.layout import TrialPaths
+
+_PENDING = JobState("PENDING", ended=False)
+_RUNNING = JobState("RUNNING", ended=False)
+_ENDED = JobState("COMPLETED", ended=True)
+_MARGIN_S = 120.0
+
+
+@dataclass(slots=True)
+class _Running:
+    gpu: int | None
+    pid: int  # of submitit's parent process, or of an adopted worker
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def alive(self) -> bool:
+        if self.process:
+            return self.process.poll() is None
+        return _is_worker(self.pid)
+
+
+class LocalCluster:
+    """The `local` back end."""
+
+    name = "local"
+    durable = False  # what waits, waits in the controller
+    max_array = 1_000_000
+
+    def __init__(self, config: ClusterConfig) -> None:
+        gpus = visible_gpus()
+        cores = len(os.sched_getaffinity(0))
+        self._slots = config.max_parallel or len(gpus) or max(1, cores // 2)
+        self._free_gpus = gpus[: self._slots]
+        self._has_gpus = bool(gpus)
+        self.num_threads: int | None = config.cpus or max(1, cores // self._slots)
+        self._python = config.python or shlex.quote(sys.executable)
+        self._setup = list(config.setup)
+        self._waiting: dict[str, tuple[Submission, Path]] = {}
+        self._running: dict[str, _Running] = {}
+
+    def check(self, wall_limit_s: float) -> None:
+        """Nothing can be refused here."""
+
+    def launch(self, submission: Submission) -> Mapping[str, str]:
+        write_json_atomic(submission.array.manifest, {"trials": [str(p) for p in submission.trials.values()]})
+        for trial, spec in submission.trials.items():
+            self._waiting[trial] = (submission, spec)
+        self._refill()
+        return {trial: f"local:{trial}" for trial in submission.trials}
+
+    def adopt(self, submission: Submission) -> Mapping[str, str]:
+        found = {}
+        for trial, spec in submission.trials.items():
+            claim = TrialPaths(spec.parent).claim(0)
+            if not claim.exists():
+                continue
+            with contextlib.suppress(ValueError):  # claimed in this very moment: still being written
+                self._running[trial] = self._adopted(read_json(claim))
+            found[trial] = f"local:{trial}"
+        return found
+
+    def _adopted(self, claim: Mapping[str, object]) -> _Running:
+        visible = str(claim.get("visible") or "")
+        gpu = int(visible) if visible.isdigit() else None
+        if gpu in self._free_gpus:
+            self._free_gpus.remove(gpu)
+        return _Running(gpu=gpu, pid=int(str(claim["pid"])))
+
+    def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
+        for trial, running in list(self._running.items()):
+            if not running.alive():
+                del self._running[trial]
+                if running.gpu is not None:
+                    self._free_gpus.append(running.gpu)
+        self._refill()
+        return {trial: self._state(trial) for trial in jobs}
+
+    def _state(self, trial: str) -> JobState:
+        if trial in self._waiting:
+            return _PENDING
+        return _RUNNING if trial in self._running else _ENDED
+
+    def cancel(self, jobs: Mapping[str, str]) -> None:
+        for trial in jobs:
+            self._waiting.pop(trial, None)
+            if running := self._running.get(trial):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(running.pid, signal.SIGTERM)  # submitit's parent hands it on to the worker
+
+    def _refill(self) -> None:
+        while self._waiting and len(self._running) < self._slots and (self._free_gpus or not self._has_gpus):
+            trial = next(iter(self._waiting))
+            submission, spec = self._waiting.pop(trial)
+            gpu = self._free_gpus.pop(0) if self._free_gpus else None
+            process = self._start(submission, spec, gpu)
+            self._running[trial] = _Running(gpu=gpu, pid=process.pid, process=process)
+
+    def _start(self, submission: Submission, spec: Path, gpu: int | None) -> "subprocess.Popen[bytes]":
+        executor = submitit.LocalExecutor(submission.array.root)
+        executor.update_parameters(
+            timeout_min=(submission.wall_limit_s + _MARGIN_S) / 60,
+            gpus_per_node=0 if gpu is None else 1,
+            visible_gpus=() if gpu is None else (gpu,),
+            stderr_to_stdout=True,
+            setup=self._setup,
+        )
+        command = worker_command(self._python, ["--trial", str(spec)])
+        # What is ignored here stays ignored there: Ctrl-C and a closed terminal reach only the controller.
+        ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+        try:
+            job: submitit.LocalJob[None] = executor._submit_command(command)
+        finally:
+            for number, handler in ignored.items():
+                signal.signal(number, handler)
+        process = job._process
+        assert isinstance(process, subprocess.Popen)
+        return process
+
+
+def visible_gpus() -> list[int]:
+    """Indices of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [int(index) for index in visible.split(",") if index.strip().isdigit()]
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        return []
+    return list(range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines())))
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"autoresearch_hpc.trial.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,66 @@
+"""What every back end does, and the words for it."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from autoresearch_hpc.layout import ArrayPaths
+from autoresearch_hpc.records import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Trials that go out together: one job array. `trials` maps trial id -> trial.json, in array order.
+
+    `job_name` is unique to this submission: it is how a lost one is found again.
+    """
+
+    job_name: str
+    trials: Mapping[str, Path]
+    array: ArrayPaths
+    wall_limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job as its cluster tells it: the cluster's own word, and what that means."""
+
+    word: str  # PENDING, RUNNING, COMPLETED, NODE_FAIL, …
+    ended: bool
+    status: Status = Status.LOST  # of a trial whose job ended without a result
+
+
+class Cluster(Protocol):
+    """Submits arrays, finds them again, watches and cancels them; never waits for them."""
+
+    name: str  # "slurm" | "local"
+    durable: bool  # whether a job id stays good for the next controller
+    max_array: int  # the most trials that one submission may hold
+    num_threads: int | None  # CPU threads a trial may use; None: what the node gives
+
+    def check(self, wall_limit_s: float) -> None:
+        """Whether a trial would be accepted, before anything is made. Raises ClusterError where it would not."""
+        ...
+
+    def launch(self, submission: Submission) -> Mapping[str, str]:
+        """Submit; the job id of each trial. Raises ClusterError where the cluster refuses."""
+        ...
+
+    def adopt(self, submission: Submission) -> Mapping[str, str]:
+        """Job ids of those of the submission's trials that the cluster knows, found by its job name."""
+        ...
+
+    def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
+        """The state of each trial's job (trial id -> job id); without those that cannot be told now. Cheap to call."""
+        ...
+
+    def cancel(self, jobs: Mapping[str, str]) -> None:
+        """End these jobs, and nothing else. Raises ClusterError where that could not be asked."""
+        ...
+
+
+def worker_command(python: str, arguments: Sequence[str]) -> str:
+    """The shell command that runs a trial's worker; `python` is a shell command itself (a container, say)."""
+    return f"{python} -P -u -m autoresearch_hpc.trial.worker {shlex.join(arguments)}"

@@ -1,0 +1,5 @@
+"""What a training script imports: a session with a device, a clock and batches. Candidates may not edit it."""
+
+from autoresearch_hpc.harness.session import Meta, Session
+
+__all__ = ["Meta", "Session"]

@@ -1,0 +1,207 @@
+"""What a run looks like while it goes on: a table on a terminal, nothing but the log lines elsewhere.
+
+The table is drawn in the controller's own thread, from `update`, so nothing changes while it is being read. While it
+stands, log lines below WARNING stay off the screen (they are in controller.log) and the others appear above it.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Protocol, cast
+
+from rich.console import Console, Group, RenderableType
+from rich.file_proxy import FileProxy
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch_hpc.history import Entry, History
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.progress import State, Watch, state_of
+from autoresearch_hpc.report import formats
+from autoresearch_hpc.report.columns import columns
+from autoresearch_hpc.report.settings import Settings, settings_of
+from autoresearch_hpc.report.summary import Summary, summarize
+from autoresearch_hpc.report.tables import one_line
+
+if TYPE_CHECKING:
+    from autoresearch_hpc.config import Config
+
+_REDRAW_S = 0.25
+_STYLES = {"OK": "green", "training": "cyan", "queued": "dim", "proposed": "dim", "committed": "dim"}
+_FAILED = "red"
+
+
+class View(Protocol):
+    """Shows a run while it goes on."""
+
+    def update(self, history: History, states: Mapping[str, str]) -> None:
+        """Show this; `states` are the cluster's words (PENDING, RUNNING, ...) by trial id. Cheap: call it often."""
+
+    def note(self, text: str) -> None:
+        """Say one line to the person at the terminal."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was. May be called twice."""
+
+
+class PlainView:
+    """No terminal: the controller's log lines say everything."""
+
+    def update(self, history: History, states: Mapping[str, str]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        logging.getLogger(__name__).info("%s", text)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveView:
+    """A table that redraws itself at the bottom of the terminal."""
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        settings: Settings,
+        console: Console | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._monotonic = settings, monotonic
+        self._watch = Watch(layout, monotonic=monotonic)
+        self._console = console or Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._drawn_at = float("-inf")
+        self._quieted: list[tuple[logging.StreamHandler[IO[str]], int, IO[str]]] = []
+
+    def update(self, history: History, states: Mapping[str, str]) -> None:
+        now = self._monotonic()
+        if now - self._drawn_at < _REDRAW_S:
+            return
+        self._drawn_at = now
+        if not self._live.is_started:
+            self._quiet()
+            self._live.start()
+        room = max(4, self._console.height - 8)
+        self._live.update(screen(history, self._settings, self._watch, states, max_rows=room), refresh=True)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._live.stop()
+        for handler, level, stream in self._quieted:
+            handler.setLevel(level)
+            handler.setStream(stream)
+        self._quieted.clear()
+
+    def _quiet(self) -> None:
+        proxy = cast("IO[str]", FileProxy(self._console, sys.stderr))
+        for handler in logging.getLogger("autoresearch_hpc").handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.__stderr__):
+                self._quieted.append((handler, handler.level, handler.stream))
+                handler.setLevel(max(handler.level, logging.WARNING))
+                handler.setStream(proxy)
+
+
+def open_view(config: "Config", layout: RunLayout) -> View:
+    """A table where standard error is a terminal, else nothing."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveView(layout, settings_of(config))
+    return PlainView()
+
+
+def screen(
+    history: History,
+    settings: Settings,
+    watch: Watch,
+    states: Mapping[str, str],
+    now: datetime | None = None,
+    max_rows: int | None = None,
+) -> RenderableType:
+    """The current round: what the run is, its candidates, the best so far and what was used of the budget."""
+    now = now or datetime.now(UTC)
+    summary = summarize(history, settings, now)
+    parts: list[RenderableType] = [Text(_heading(history, settings), style="bold")]
+    if history.rounds:
+        parts.append(candidates(history, settings, watch, states, now, max_rows))
+    parts.append(Text(best_line(summary)))
+    parts.append(Text(used_line(summary, settings)))
+    return Group(*parts)
+
+
+def candidates(
+    history: History,
+    settings: Settings,
+    watch: Watch,
+    states: Mapping[str, str],
+    now: datetime,
+    max_rows: int | None = None,
+) -> Table:
+    """The newest round's candidates. Of more than max_rows, those that still run and the newest results."""
+    rows = [(entry, state_of(entry, watch, states, now)) for entry in history.rounds[-1].entries.values()]
+    shown, left_out = rows, 0
+    if max_rows is not None and len(rows) > max_rows:
+        order = sorted(range(len(rows)), key=lambda i: (not rows[i][1].running, rows[i][1].value is None, i))
+        shown = [rows[i] for i in sorted(order[: max_rows - 1])]
+        left_out = len(rows) - len(shown)
+    cells = [_row(entry, state, settings.wall_limit_s) for entry, state in shown]
+    if left_out:
+        cells.append((Text(""), Text(f"and {left_out} more", style="dim"), *(Text("") for _ in range(3))))
+    head = ("candidate", "state", "time/limit", history.metric, "title")
+    return columns(head, cells, right={2, 3})
+
+
+def best_line(summary: Summary) -> str:
+    baseline = (
+        f", baseline {formats.value(summary.baseline)}"
+        if summary.baseline is not None and (summary.improvement or summary.leading)
+        else ""
+    )
+    if summary.leading is not None:
+        return f"best so far: {formats.value(summary.leading)} ({summary.leading_candidate}, not yet judged){baseline}"
+    if summary.best is None:
+        return f"best so far: no {summary.metric} yet"
+    return f"best so far: {formats.value(summary.best)} ({summary.best_candidate}){baseline}"
+
+
+def used_line(summary: Summary, settings: Settings) -> str:
+    """What was used of what may be used; without limits, what was used."""
+    gpu_h, wall_h = summary.trial_s / 3600, summary.active_s / 3600
+    parts = [f"{summary.num_trials}{_of(settings.max_trials)} trials"]
+    if settings.gpu_hours is not None or gpu_h >= 0.01:
+        parts.append(f"{gpu_h:.2f}{_of(settings.gpu_hours)} {'GPU' if summary.gpu_s else 'trial'} hours")
+    if settings.usd is not None or summary.cost_usd:
+        limit = f" of {formats.usd(settings.usd)}" if settings.usd is not None else ""
+        parts.append(f"{formats.usd(summary.cost_usd or 0.0)}{limit}")
+    limit = f" of {settings.wall_hours:g} h" if settings.wall_hours is not None else ""
+    parts.append(f"{f'{wall_h:.2f}' if limit else formats.duration(summary.active_s)}{limit} wall time")
+    return f"used: {', '.join(parts)}"
+
+
+def _heading(history: History, settings: Settings) -> str:
+    if not history.rounds:
+        return f"{history.tag}: first round is being proposed"
+    round_ = history.rounds[-1]
+    of = f" of {settings.num_rounds}" if settings.num_rounds is not None else ""
+    done = sum(entry.result is not None for entry in round_.entries.values())
+    kind = "baseline" if round_.index == 0 else f"round {round_.index}{of}"
+    return f"{history.tag}: {kind}, {done} of {len(round_.entries)} done"
+
+
+def _row(entry: Entry, state: State, limit_s: float | None) -> tuple[Text, ...]:
+    failed = state.word.isupper() and state.word != "OK"
+    word = Text(state.word, style=_FAILED if failed else _STYLES.get(state.word, ""))
+    time_ = formats.clock(state.elapsed_s)
+    if state.running and limit_s is not None:
+        time_ += f"/{formats.clock(limit_s)}"
+    title = one_line(entry.proposal.title)
+    return Text(entry.id), word, Text(time_), Text(formats.value(state.value)), Text(title)
+
+
+def _of(limit: float | None) -> str:
+    return "" if limit is None else f" of {limit:g}"

@@ -1,0 +1,138 @@
+"""How far trials are, read from the files that their workers leave; written by nobody here.
+
+`claim-<attempt>.json` {"at", "host", ...} says that a worker has begun, `phases.json` {"phase", "at"} what it is
+doing, `result.json` that it is done. A file that is missing, torn or of another shape says nothing: the next look will.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autoresearch_hpc.files import read_json
+from autoresearch_hpc.history import Entry, Trial
+from autoresearch_hpc.layout import RunLayout, TrialPaths
+from autoresearch_hpc.records import TrialResult, from_json
+
+_PHASES = {"startup": "starting", "compile": "compiling", "train": "training", "eval": "evaluating"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One look at a trial. `started_at` and `since` (the phase's begin) are UTC; None where nothing is known."""
+
+    phase: str | None = None  # startup, compile, train or eval
+    since: datetime | None = None
+    started_at: datetime | None = None
+    host: str | None = None
+    result: TrialResult | None = None
+
+
+def trial_progress(paths: TrialPaths) -> Progress:
+    """What the trial's directory says now: one listing, and the files that are there."""
+    try:
+        names = {path.name for path in paths.root.iterdir()}
+    except OSError:
+        return Progress()
+    attempts = [int(n[6:-5]) for n in names if n.startswith("claim-") and n.endswith(".json") and n[6:-5].isdigit()]
+    claim = _payload(paths.claim(max(attempts))) if attempts else {}
+    started_at = _time(claim.get("at"))
+    if attempts and started_at is None:
+        started_at = _written(paths.claim(max(attempts)))
+    host = claim.get("host")
+    phases = _payload(paths.phases) if paths.phases.name in names else {}
+    phase, since = phases.get("phase"), _time(phases.get("at"))
+    if phase not in _PHASES or (since and started_at and since < started_at):  # an earlier attempt's
+        phase, since = ("startup", started_at) if attempts else (None, None)
+    return Progress(
+        phase=phase,
+        since=since,
+        started_at=started_at,
+        host=host if isinstance(host, str) else None,
+        result=_result(paths.result) if paths.result.name in names else None,
+    )
+
+
+class Watch:
+    """Looks at trials no more often than every `every_s` seconds each, and never again at a finished one."""
+
+    def __init__(
+        self, layout: RunLayout, every_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._layout, self._every_s, self._monotonic = layout, every_s, monotonic
+        self._seen: dict[str, tuple[float, Progress]] = {}
+
+    def __call__(self, trial: Trial) -> Progress:
+        """The trial's progress, at most `every_s` old."""
+        if trial.result:
+            return Progress(result=trial.result)
+        now = self._monotonic()
+        at, progress = self._seen.get(trial.id, (float("-inf"), Progress()))
+        if progress.result is None and now - at >= self._every_s:
+            progress = trial_progress(self._layout.trial(trial.id))
+            self._seen[trial.id] = (now, progress)
+        return progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A candidate as people see it: a word, how long it has been in it or took, and its value."""
+
+    word: str  # proposed, submitting, queued, starting, compiling, training, evaluating, retrying, or a Status
+    elapsed_s: float | None = None  # of a running trial since its worker began; of a finished one in total
+    running: bool = False
+    value: float | None = None
+
+
+def state_of(
+    entry: Entry, look: Callable[[Trial], Progress], states: Mapping[str, str], now: datetime | None = None
+) -> State:
+    """The state of a candidate's newest trial. `states` are the cluster's words by trial id, where it was asked."""
+    now = now or datetime.now(UTC)
+    trial = entry.trial
+    if trial is None:
+        return State(word="retrying" if entry.trials else "committed" if entry.candidate else "proposed")
+    progress = look(trial)
+    if result := progress.result:
+        return State(word=str(result.status), elapsed_s=result.phases.total_s, value=result.metric.value)
+    if progress.phase:
+        return State(word=_PHASES[progress.phase], elapsed_s=_seconds(progress.started_at, now), running=True)
+    if trial.job is None:
+        return State(word="submitting")
+    word = "starting" if states.get(trial.id, "").startswith("RUNNING") else "queued"
+    return State(word=word, elapsed_s=_seconds(_time(trial.submitted_at), now))
+
+
+def _seconds(since: datetime | None, now: datetime) -> float | None:
+    return max(0.0, (now - since).total_seconds()) if since else None  # the node's clock may be ahead of ours
+
+
+def _payload(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _result(path: Path) -> TrialResult | None:
+    try:
+        return from_json(TrialResult, read_json(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        parsed = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _written(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:
+        return None

@@ -1,0 +1,100 @@
+"""The few settings that a reader of a run needs, from its config.yaml, without Hydra and its import time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoresearch_hpc.config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was planned and what it may cost; a limit that is None is none."""
+
+    plan: str = ""
+    description: str = ""
+    num_rounds: int | None = None  # after the baseline
+    agent: str = ""
+    cluster: str = ""
+    train_s: float | None = None
+    wall_limit_s: float | None = None  # of one trial, in the worst case
+    price_per_gpu_hour: float = 0.0
+    max_trials: int | None = None
+    gpu_hours: float | None = None
+    usd: float | None = None
+    wall_hours: float | None = None
+
+
+def settings_of(config: "Config") -> Settings:
+    """The settings of a loaded configuration."""
+    task, budget = config.task, config.budget
+    return Settings(
+        plan=config.plan.name,
+        description=config.plan.description,
+        num_rounds=config.plan.num_rounds,
+        agent=config.agent.name,
+        cluster=config.cluster.kind.value,
+        train_s=task.train_s,
+        wall_limit_s=_wall_limit_s(
+            task.kind.value, task.startup_limit_s, task.train_s, task.grace_s, task.eval_limit_s
+        ),
+        price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        max_trials=budget.max_trials,
+        gpu_hours=budget.gpu_hours,
+        usd=budget.usd,
+        wall_hours=budget.wall_hours,
+    )
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a run's config.yaml; where it is missing or of another version, what can be read of it."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return Settings()
+    group = _Groups(content if isinstance(content, dict) else {})
+    plan, task, budget, cluster = group("plan"), group("task"), group("budget"), group("cluster")
+    rounds = plan.get("rounds")
+    planned = max(len(rounds), 1) if isinstance(rounds, list) else None
+    limits = [_number(task.get(key)) for key in ("startup_limit_s", "train_s", "grace_s", "eval_limit_s")]
+    known = [limit for limit in limits if limit is not None]
+    return Settings(
+        plan=str(plan.get("name") or ""),
+        description=str(plan.get("description") or ""),
+        num_rounds=_whole(plan.get("max_rounds"), planned),
+        agent=str(group("agent").get("name") or ""),
+        cluster=str(cluster.get("kind") or ""),
+        train_s=limits[1],
+        wall_limit_s=_wall_limit_s(str(task.get("kind")), *known) if len(known) == 4 else None,
+        price_per_gpu_hour=_number(cluster.get("price_per_gpu_hour")) or 0.0,
+        max_trials=_whole(budget.get("max_trials"), None),
+        gpu_hours=_number(budget.get("gpu_hours")),
+        usd=_number(budget.get("usd")),
+        wall_hours=_number(budget.get("wall_hours")),
+    )
+
+
+class _Groups:
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = content
+
+    def __call__(self, name: str) -> Mapping[str, Any]:
+        group = self._content.get(name)
+        return group if isinstance(group, dict) else {}
+
+
+def _wall_limit_s(kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float) -> float:
+    return startup_s + train_s + grace_s + (0.0 if kind == "command" else eval_s)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: object, default: int | None) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

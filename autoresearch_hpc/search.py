@@ -1,0 +1,248 @@
+"""From a configuration to a controller at work: everything is checked before anything is made.
+
+A run's directory appears only once the repository, the script, the plan, the data and the cluster have been found
+good. An existing one is resumed, if its configuration is the same where it matters.
+"""
+
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from autoresearch_hpc import __version__, agents, cluster, data, decide, knobs, report
+from autoresearch_hpc.candidates import CandidateMaker
+from autoresearch_hpc.config import Config, Dirty, TaskKind
+from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.dataset import Dataset
+from autoresearch_hpc.errors import ConfigError, RepoError
+from autoresearch_hpc.files import sha256_text, write_text_atomic
+from autoresearch_hpc.history import History
+from autoresearch_hpc.journal import Journal, read
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.live import open_view
+from autoresearch_hpc.lock import RunLock
+from autoresearch_hpc.records import Knobs, knob_value
+from autoresearch_hpc.repo import Repo
+from autoresearch_hpc.space import Space, from_config
+from autoresearch_hpc.specs import SpecWriter, metric
+
+_log = logging.getLogger(__name__)
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+_FREE = ("budget", "cluster", "runs_dir", "repo", "plan.max_rounds", "corpus.prepare", "task.dirty")  # may change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run that came to its end: where it lies, what it did, why it ended."""
+
+    layout: RunLayout
+    history: History
+    reason: str
+
+
+def run(config: Config) -> Finished:
+    """Run or resume a search to its end.
+
+    Raises ConfigError and its kin before anything is made, ClusterError, InterruptedRun, and AutoresearchError for a
+    baseline that fails.
+    """
+    repo = Repo(Path(config.repo))
+    runs_dir = Path(config.runs_dir).resolve()
+    tag = _tag(config, runs_dir)
+    layout = RunLayout(runs_dir / tag)
+    exists = layout.journal.exists()
+    past = History.replay(read(layout.journal)) if exists else History()
+    if exists:
+        _require_same(config, layout)
+    elif repo.branch(tag):
+        raise RepoError(
+            f"the branch autoresearch/{tag} is left from an earlier run",
+            f"use another tag=, or git branch -D autoresearch/{tag}",
+        )
+    start = past.start_commit or _start_commit(config, repo)
+    space = _check_plan(config, repo, start)
+    decide.find(config.decide.rule)
+    fixed: Knobs = {"SEQ_LEN": config.corpus.seq_len, "VOCAB_SIZE": config.corpus.vocab_size}
+    agent = agents.build(config.agent, config.plan, space, config.seed, fixed)
+    place = cluster.build(config.cluster)
+    place.check(config.task.wall_limit_s)
+    dataset = _data(config)
+    _make_directory(layout)
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(layout.lock))
+        stack.enter_context(_log_file(layout))
+        journal = stack.enter_context(Journal(layout.journal))
+        history = History.replay(journal.events)
+        if not exists:
+            write_text_atomic(layout.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+            _start(config, journal, history, tag, start, repo)
+        else:
+            history.apply(journal.append("run.resumed", pid=os.getpid(), host=socket.gethostname()))
+        _log.info("run=%s cluster=%s directory=%s", tag, place.name, layout.root)
+        controller = Controller(
+            config,
+            layout=layout,
+            journal=journal,
+            history=history,
+            repo=repo,
+            agent=agent,
+            cluster=place,
+            maker=CandidateMaker(repo, layout, config.task, tag),
+            specs=SpecWriter(
+                tag=tag,
+                seed=config.seed,
+                task=config.task,
+                tier=config.cluster.tier,
+                layout=layout,
+                num_threads=place.num_threads,
+                data_dir=dataset.root.resolve() if dataset else None,
+                data_sha256=dataset.manifest.sha256 if dataset else None,
+            ),
+            view=open_view(config, layout),
+        )
+        reason = controller.run()
+        report.write_all(history, layout)
+    return Finished(layout=layout, history=history, reason=reason)
+
+
+def _tag(config: Config, runs_dir: Path) -> str:
+    if config.tag is None:
+        stem = f"{config.plan.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        taken = {path.name for path in runs_dir.glob(f"{stem}*")}
+        return next(tag for n in range(1000) if (tag := f"{stem}-{n}" if n else stem) not in taken)
+    if not _TAG.fullmatch(config.tag) or config.tag.endswith((".", ".lock")) or ".." in config.tag:
+        raise ConfigError(f"tag={config.tag!r} cannot name a branch", "use letters, digits, '-', '_' and '.'")
+    return config.tag
+
+
+def _start_commit(config: Config, repo: Repo) -> str:
+    editable = config.task.editable
+    if config.task.dirty is Dirty.snapshot:
+        return repo.snapshot(editable)
+    if dirty := repo.dirty(editable):
+        raise RepoError(
+            f"uncommitted changes in {', '.join(dirty)}", "commit them, or take them along with task.dirty=snapshot"
+        )
+    return repo.head
+
+
+def _check_plan(config: Config, repo: Repo, start: str) -> Space | None:
+    """Try every edit that the plan names on the script; the space, checked against the script."""
+    task, plan = config.task, config.plan
+    maker = CandidateMaker(repo, RunLayout(Path()), task, "")
+    for path in task.editable:
+        repo.read(start, path)
+    base = _values(plan.base)
+    if maker.rewrites:
+        source = knobs.rewrite(repo.read(start, task.script), base, task.script)
+        script: Knobs = knobs.read(source, task.script)
+        knobs.check(source, list(config.space.knobs), task.script)
+    else:
+        source, script = "", base
+    space = from_config(config.space, script)
+    fixed = {"SEQ_LEN": config.corpus.seq_len, "VOCAB_SIZE": config.corpus.vocab_size}
+    for candidate in [c for r in plan.rounds for c in r.candidates]:
+        settings = _values(candidate.knobs)
+        if maker.rewrites:
+            knobs.rewrite(source, settings, task.script)
+        elif unknown := sorted(set(settings) - set(base)):
+            raise ConfigError(f"candidate {candidate.title!r} sets {', '.join(unknown)}", "give a default in plan.base")
+        if space and (broken := space.check({**script, **settings}, fixed)):
+            raise ConfigError(f"candidate {candidate.title!r} violates {broken[0]}", "correct the plan")
+    if space and (broken := space.check(script, fixed)):
+        raise ConfigError(f"the baseline violates {broken[0]}", "set other values in plan.base")
+    return space
+
+
+def _values(settings: Mapping[str, object]) -> Knobs:
+    try:
+        return {name: knob_value(value) for name, value in settings.items()}
+    except ValueError as error:
+        raise ConfigError(str(error), "correct the plan") from error
+
+
+def _data(config: Config) -> Dataset | None:
+    if config.task.kind is not TaskKind.gpt:
+        return None
+    return Dataset(data.prepare(config.corpus) if config.corpus.prepare else config.corpus.path)
+
+
+def _make_directory(layout: RunLayout) -> None:
+    runs_dir = layout.root.parent
+    try:
+        if not runs_dir.exists():
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(runs_dir / ".gitignore", "*\n")  # runs stay out of the user's git status
+        layout.root.mkdir(parents=True, exist_ok=True)
+        if not os.access(layout.root, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        raise ConfigError(
+            f"the run's directory {layout.root} cannot be written: {error.strerror or error}", "set runs_dir="
+        ) from error
+
+
+def _start(config: Config, journal: Journal, history: History, tag: str, start: str, repo: Repo) -> None:
+    decided_by = metric(config.task)
+    history.apply(
+        journal.append(
+            "run.started",
+            tag=tag,
+            uid=secrets.token_hex(4),
+            version=__version__,
+            config_sha256=sha256_text(OmegaConf.to_yaml(OmegaConf.structured(config))),
+            repo=str(repo.root),
+            start_commit=start,
+            metric=decided_by.name,
+            direction=decided_by.direction.value,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+    )
+
+
+def _require_same(config: Config, layout: RunLayout) -> None:
+    """Raise ConfigError naming the first key that would make a resumed run another search."""
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(layout.config))
+    except OSError as error:
+        raise ConfigError(f"{layout.config} cannot be read: {error.strerror}", "use another tag=") from error
+    now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    difference = next((d for d in _differences(before, now, "") if not d[0].startswith(_FREE)), None)
+    if difference:
+        key, old, new = difference
+        raise ConfigError(
+            f"run {layout.root.name} exists with {key}={old}, not {new}", "use another tag=, or the old value to resume"
+        )
+
+
+def _differences(before: Any, now: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*now, *before]))
+        inner = [_differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key)) for key in keys]
+        return [difference for differences in inner for difference in differences]
+    return [] if before == now or prefix == "tag" else [(prefix, before, now)]
+
+
+@contextmanager
+def _log_file(layout: RunLayout) -> Iterator[None]:
+    """Copy the package's log to the run's controller.log."""
+    logger = logging.getLogger("autoresearch_hpc")
+    handler = logging.FileHandler(layout.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

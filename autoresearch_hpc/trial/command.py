@@ -1,0 +1,98 @@
+"""A trial of any single-GPU script: run a shell line in a private copy of the candidate's files, then read its metric.
+
+The script knows nothing of us, so the score is its own word: the result says `self-reported`.
+"""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.records import CommandSpec, Failure, Status, TrialSpec
+from autoresearch_hpc.trial.children import Child, StopFlag
+from autoresearch_hpc.trial.ending import Ending
+from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
+from autoresearch_hpc.trial.phases import Phase, PhaseLog
+
+
+class CommandTrial:
+    """One run of the script; `run` gives the ending."""
+
+    def __init__(self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> None:
+        assert spec.command
+        self._spec, self._command, self._paths, self._phases, self._stop = spec, spec.command, paths, phases, stop
+
+    def run(self) -> Ending:
+        spec, paths = self._spec, self._paths
+        work = paths.root / "work"  # trials of one candidate may run side by side, and scripts write where they stand
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(spec.src, work, symlinks=True)
+        extra = {"AUTORESEARCH_SEED": str(spec.seed), **self._command.env}
+        self._phases.enter(Phase.TRAIN)
+        child = Child(
+            ["/bin/sh", "-c", self._command.command],
+            log=paths.log,
+            env=child_environment(spec.num_threads, extra),
+            cwd=work,
+            fd_variable="AUTORESEARCH_EVENTS_FD",
+        )
+        try:
+            child.wait(lambda event: False, spec.train_s + spec.grace_s, self._stop)
+            if child.running:
+                message = f"the command took longer than {spec.train_s + spec.grace_s:g} s"
+                return self._ending(
+                    Status.TIMEOUT, error=Failure(type="Timeout", message=message, tail=log_tail(paths.log))
+                )
+        finally:
+            child.kill()
+        self._phases.close(Phase.TRAIN)
+        if child.process.returncode != 0:
+            status, error = failure(child.process.returncode, paths.log)
+            return self._ending(status, error=error)
+        return self._score(work)
+
+    def _score(self, work: Path) -> Ending:
+        try:
+            value = read_metric(self._command, work, self._paths.log)
+        except ValueError as problem:
+            return self._ending(
+                Status.INVALID, error=Failure(type="NoMetric", message=str(problem), tail=log_tail(self._paths.log))
+            )
+        if not math.isfinite(value):
+            return self._ending(Status.DIVERGED, error=Failure(type="Diverged", message=f"the metric is {value}"))
+        return self._ending(Status.OK, value=value)
+
+    def _ending(self, status: Status, value: float | None = None, error: Failure | None = None) -> Ending:
+        seconds = self._phases.seconds()
+        return Ending(
+            status=status,
+            value=value,
+            error=error,
+            startup_s=seconds.get(Phase.STARTUP),
+            train_s=seconds.get(Phase.TRAIN),
+        )
+
+
+def read_metric(command: CommandSpec, work: Path, log: Path) -> float:
+    """The metric from its JSON file or from the output. Raises ValueError saying what is missing."""
+    if command.metric_json:
+        path = work / command.metric_json
+        try:
+            node = json.loads(path.read_text(encoding="utf-8"))
+            for key in (command.metric_key or "").split("."):
+                node = node[key]
+            return float(node)
+        except OSError:
+            raise ValueError(f"the script wrote no {command.metric_json}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{command.metric_json} has no number at {command.metric_key!r}") from None
+    assert command.metric_regex
+    found = re.findall(command.metric_regex, log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"no match of {command.metric_regex!r} in the output")
+    try:
+        return float(found[-1])
+    except (TypeError, ValueError):
+        raise ValueError(f"{command.metric_regex!r} must have one group that matches a number") from None

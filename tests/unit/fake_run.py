@@ -1,0 +1,204 @@
+"""A run directory as a controller and its workers leave it, for the tests of what people see."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from autoresearch_hpc.files import write_json_atomic
+from autoresearch_hpc.history import History
+from autoresearch_hpc.journal import read
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.records import (
+    Candidate,
+    Direction,
+    Failure,
+    Gpu,
+    Metric,
+    Phases,
+    Proposal,
+    SlurmJob,
+    Status,
+    TrialResult,
+    candidate_id,
+    to_json,
+    trial_id,
+)
+
+START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+COMMIT = "f" * 40
+
+CONFIG = """\
+plan: {name: cookbook, description: 'Sixteen experiments', k: 4, rounds: [{}, {}, {}], max_rounds: null}
+agent: {name: plan}
+cluster: {kind: slurm, price_per_gpu_hour: 2.0}
+task: {kind: gpt, train_s: 300.0, startup_limit_s: 600.0, grace_s: 60.0, eval_limit_s: 300.0}
+budget: {max_trials: 40, gpu_hours: null, usd: 10.0, wall_hours: 2.0}
+"""
+
+
+class FakeRun:
+    """Writes a run's journal and files event by event, with a clock of its own."""
+
+    def __init__(self, root: Path, metric: str = "val_bpb", direction: Direction = Direction.min) -> None:
+        root.mkdir(parents=True)
+        self.layout = RunLayout(root)
+        self.layout.config.write_text(CONFIG)
+        self.metric, self.direction = metric, direction
+        self.now, self._seq, self._rounds = START, 0, 0
+        self.incumbent: dict[str, object] | None = None
+        self.event(
+            "run.started", tag=root.name, uid="abc123", version="0.1.0", config_sha256="c" * 64, repo="/repo",
+            start_commit=COMMIT, metric=metric, direction=str(direction),
+        )  # fmt: skip
+
+    def event(self, name: str, **data: object) -> None:
+        line = {"seq": self._seq, "at": self.now.isoformat(timespec="microseconds"), "event": name, **data}
+        with self.layout.journal.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._seq += 1
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def propose(self, titles: Sequence[str], submit: bool = True) -> list[str]:
+        """The next round, up to its submission. Returns its trial ids."""
+        index = self._rounds
+        self._rounds += 1
+        base = str(self.incumbent["commit"]) if self.incumbent else COMMIT
+        ids = [candidate_id(index, i) for i in range(len(titles))]
+        proposals = {
+            id_: Proposal(title=title, knobs={"MATRIX_LR": 0.04}, origin="plan")
+            for id_, title in zip(ids, titles, strict=True)
+        }
+        self.event("round.proposed", round=index, base=base, proposals={k: to_json(v) for k, v in proposals.items()})
+        candidates = [
+            Candidate(id=id_, round=index, proposal=proposal, parent=base, commit=commit_of(id_), diff_lines=2)
+            for id_, proposal in proposals.items()
+        ]
+        self.event("round.committed", round=index, candidates=[to_json(candidate) for candidate in candidates])
+        trials = [trial_id(id_, 0) for id_ in ids]
+        for id_ in ids:
+            self.layout.candidate(id_).mkdir(parents=True)
+            self.layout.diff(id_).write_text(
+                f"--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-MATRIX_LR = 0.04\n+MATRIX_LR = 0.05  # <{id_}>\n"
+            )
+        if submit:
+            self.event("submit.intent", round=index, job_name=f"ar-{index}", trials=trials)
+            self.event(
+                "submit.done",
+                round=index,
+                job_name=f"ar-{index}",
+                jobs={t: f"4{index}_{i}" for i, t in enumerate(trials)},
+            )
+        return trials
+
+    def claim(self, trial: str, phase: str | None = None, ago_s: float = 0.0, attempt: int = 0) -> None:
+        """The worker has begun this trial."""
+        paths = self.layout.trial(trial)
+        paths.root.mkdir(parents=True, exist_ok=True)
+        at = (self.now - timedelta(seconds=ago_s)).isoformat()
+        write_json_atomic(paths.claim(attempt), {"pid": 1, "host": "node 1", "at": at, "started_monotonic": 1.0})
+        if phase:
+            write_json_atomic(paths.phases, {"phase": phase, "at": at})
+
+    def result(self, trial: str, value: float | None, status: Status | None = None, **more: Any) -> TrialResult:
+        candidate = trial.rpartition("-")[0]
+        status = status or (Status.OK if value is not None else Status.CRASHED)
+        total_s = more.pop("total_s", 480.0)
+        error = (
+            None if value is not None else Failure(type="ValueError", message="a <bad> value", tail="line 1\nline 2")
+        )
+        return TrialResult(
+            run=self.layout.root.name,
+            round=int(candidate[1:3]),
+            candidate=candidate,
+            trial=trial,
+            attempt=0,
+            commit=commit_of(candidate),
+            status=status,
+            metric=Metric(name=self.metric, value=value, direction=self.direction),
+            evaluator="trusted",
+            seed=0,
+            tier="h100",
+            host="node 1",
+            started_at=self.now.isoformat(),
+            ended_at=(self.now + timedelta(seconds=total_s)).isoformat(),
+            gpu=more.pop("gpu", Gpu(name="H100", uuid="GPU-1", count=1, visible="0")),
+            slurm=SlurmJob(job_id="42", array_job_id="41", array_task_id=1, partition="gpu"),
+            phases=more.pop(
+                "phases",
+                Phases(queue_s=5.0, startup_s=40.0, compile_s=60.0, train_s=300.0, eval_s=50.0, total_s=total_s)
+                if value is not None
+                else Phases(queue_s=5.0, startup_s=40.0, total_s=60.0),
+            ),
+            peak_vram_mb=more.pop("peak_vram_mb", 45056.0 if value is not None else None),
+            error=error,
+            **more,
+        )
+
+    def done(self, trial: str, value: float | None, status: Status | None = None, **more: Any) -> None:
+        """The trial ended and was collected."""
+        self.event("trial.done", trial=trial, result=to_json(self.result(trial, value, status, **more)))
+
+    def judge(self, verdicts: Mapping[str, str], values: Mapping[str, float | None]) -> None:
+        index = self._rounds - 1
+        for candidate, verdict in verdicts.items():
+            if verdict == "keep":
+                self.incumbent = {
+                    "candidate": candidate, "commit": commit_of(candidate), "value": values[candidate]
+                }  # fmt: skip
+        self.event("round.judged", round=index, verdicts=dict(verdicts), incumbent=self.incumbent)
+        self.event("round.closed", round=index)
+
+    def round(self, rows: Sequence[tuple[str, float | None, str]], takes_s: float = 600.0) -> None:
+        """A whole round of (title, value, verdict)."""
+        trials = self.propose([title for title, _, _ in rows])
+        self.wait(takes_s)
+        values = {}
+        for trial, (_, value, _) in zip(trials, rows, strict=True):
+            self.done(trial, value)
+            values[trial.rpartition("-")[0]] = value
+        ids = [trial.rpartition("-")[0] for trial in trials]
+        self.judge({id_: verdict for id_, (_, _, verdict) in zip(ids, rows, strict=True)}, values)
+
+    def history(self) -> History:
+        return History.replay(read(self.layout.journal))
+
+
+def commit_of(candidate: str) -> str:
+    """A commit hash made from the id: r03-c02 -> 03020302..."""
+    return (candidate[1:3] + candidate[5:7]) * 10
+
+
+def cookbook(root: Path) -> FakeRun:
+    """A finished run of a baseline and three rounds of four, one failure and one dropped trial included."""
+    run = FakeRun(root)
+    run.round([("baseline", 1.010748, "keep")])
+    run.round(
+        [
+            ("EMBEDDING_LR 0.6 -> 0.4", 1.011738, "discard"),
+            ("WEIGHT_DECAY 0.2 -> 0.1", 1.011043, "discard"),
+            ("WINDOW_PATTERN SSSL -> L", 1.012342, "discard"),
+            ("MATRIX_LR 0.04 -> 5", None, "crash"),
+        ]
+    )
+    run.round(
+        [
+            ("WARMDOWN_RATIO 0.5 -> 0.3", 1.011932, "discard"),
+            ("ADAM_BETAS (0.8, 0.95) -> (0.9, 0.95)", 1.011515, "discard"),
+            ("MATRIX_LR 0.04 -> 0.05", 1.008112, "keep"),
+            ("WARMUP_RATIO 0.0 -> 0.05", 1.010590, "discard"),
+        ]
+    )
+    run.round(
+        [
+            ("DEPTH 8 -> 6", 1.060995, "discard"),
+            ("ASPECT_RATIO 64 -> 56", 1.010452, "discard"),
+            ("TOTAL_BATCH_SIZE 2^19 -> 2^18", 0.998559, "keep"),
+            ("DEPTH 8 -> 6, TOTAL_BATCH_SIZE 2^18", 1.048885, "discard"),
+        ]
+    )
+    run.event("run.stopped", reason="the plan is complete")
+    return run
