@@ -11,6 +11,7 @@ import functools
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -451,6 +452,18 @@ def warm_up(session: Session, model: GPT, forward: Callable[..., torch.Tensor]) 
     model.load_state_dict(start)
 
 
+def log_step(reading: LossReading, stamp: float) -> tuple[bool, float]:
+    """Print a finished step. Whether its loss is finite, and when it was read; stamp is when the last one was."""
+    loss = reading.wait()
+    now = time.perf_counter()
+    print(
+        f"step={reading.step} loss={loss:.6f} lr_scale={reading.lr_scale:.3f} progress={reading.progress:.4f} "
+        f"step_ms={1000 * (now - stamp):.2f}",
+        flush=True,
+    )
+    return math.isfinite(loss), now
+
+
 def main() -> None:
     try:
         session = Session.open()
@@ -465,31 +478,20 @@ def main() -> None:
 
     session.start()
     batches = session.batches(DEVICE_BATCH_SIZE)
-    steps, reading, stamp = 0, None, time.perf_counter()
-
-    def report(reading: LossReading) -> bool:
-        """Log a finished step; whether its loss was finite."""
-        nonlocal stamp
-        loss = reading.wait()
-        now = time.perf_counter()
-        step_s, stamp = now - stamp, now
-        print(
-            f"step={reading.step} loss={loss:.6f} lr_scale={reading.lr_scale:.3f} progress={reading.progress:.4f} "
-            f"step_ms={1000 * step_s:.2f} tokens_per_s={TOTAL_BATCH_SIZE / step_s:.0f}",
-            flush=True,
-        )
-        return math.isfinite(loss)
-
-    finite = True
-    while finite and (not steps or not session.expired):
+    lag = 1 if session.device.type == "cuda" else 0  # steps that may be queued on the device before their loss is read
+    readings: deque[LossReading] = deque()
+    steps, finite, expired, stamp = 0, True, False, time.perf_counter()
+    while finite and not expired:
         progress = session.progress
         lr_scale = lr_scale_at(progress)
         loss = train_step(forward, [next(batches) for _ in range(accumulate)])
         optimizers.step(lr_scale, progress)
         steps += 1
-        previous, reading = reading, LossReading(loss, steps, lr_scale, progress)
-        finite = previous is None or report(previous)
-    if not report(reading) or not finite:
+        readings.append(LossReading(loss, steps, lr_scale, progress))
+        expired = session.expired
+        while finite and len(readings) > (0 if expired else lag):
+            finite, stamp = log_step(readings.popleft(), stamp)
+    if not finite:
         session.diverged(steps)
         sys.exit(f"train.py: the loss is not finite at step {steps}")
 

@@ -7,8 +7,7 @@ profiles are found; Hydra's --config-dir adds one more.
 import difflib
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from autoresearch_hpc import config
 from autoresearch_hpc.bundle import bundle_dir
-from autoresearch_hpc.errors import AutoresearchError, ConfigError
+from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.exits import run as run
 
 
 class _WorkingDirectoryConf(SearchPathPlugin):
@@ -114,18 +114,3 @@ def setup_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     root.propagate = False
-
-
-def run(main: Callable[[], int | None]) -> int:
-    """Call main; an operator's problem becomes one line on standard error and its exit code."""
-    try:
-        return main() or 0
-    except AutoresearchError as error:
-        print(f"autoresearch_hpc: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("autoresearch_hpc: interrupted", file=sys.stderr)
-        return 3
-    except BrokenPipeError:  # `| head`
-        sys.stderr.close()
-        return 1

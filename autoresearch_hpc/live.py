@@ -122,11 +122,12 @@ def screen(
     states: Mapping[str, str],
     now: datetime | None = None,
     max_rows: int | None = None,
+    tagged: bool = True,
 ) -> RenderableType:
     """The current round: what the run is, its candidates, the best so far and what was used of the budget."""
     now = now or datetime.now(UTC)
     summary = summarize(history, settings, now)
-    parts: list[RenderableType] = [Text(_heading(history, settings), style="bold")]
+    parts: list[RenderableType] = [Text(_heading(history, settings, tagged), style="bold" if tagged else "")]
     if history.rounds:
         parts.append(candidates(history, settings, watch, states, now, max_rows))
     parts.append(Text(best_line(summary)))
@@ -183,14 +184,16 @@ def used_line(summary: Summary, settings: Settings) -> str:
     return f"used: {', '.join(parts)}"
 
 
-def _heading(history: History, settings: Settings) -> str:
+def _heading(history: History, settings: Settings, tagged: bool) -> str:
+    tag = f"{history.tag}: " if tagged else ""
     if not history.rounds:
-        return f"{history.tag}: first round is being proposed"
+        return f"{tag}the first round is being proposed"
     round_ = history.rounds[-1]
     of = f" of {settings.num_rounds}" if settings.num_rounds is not None else ""
     done = sum(entry.result is not None for entry in round_.entries.values())
-    kind = "baseline" if round_.index == 0 else f"round {round_.index}{of}"
-    return f"{history.tag}: {kind}, {done} of {len(round_.entries)} done"
+    alone = round_.index == 0 and len(round_.entries) == 1
+    kind = "baseline" if alone else f"round {round_.index}{of}"
+    return f"{tag}{kind}, {done} of {len(round_.entries)} done"
 
 
 def _row(entry: Entry, state: State, limit_s: float | None) -> tuple[Text, ...]:

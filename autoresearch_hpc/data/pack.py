@@ -35,7 +35,7 @@ def pack(documents: Iterable[Tokens], width: int, bos_id: int) -> Iterator[Token
         if document is not None:
             for start in range(0, len(document), width - 1):
                 waiting.add(document[start : start + width - 1])
-        while waiting.num > _WAITING or (document is None and waiting.tokens >= width):
+        while waiting.tokens >= width and (document is None or waiting.num > _WAITING):
             _fill(block[filled], waiting, bos_id)
             filled += 1
             if filled == block_rows:

@@ -8,6 +8,7 @@ NAME says corpus, vocabulary and sequence length; the other settings are in the 
 that differs from it is refused rather than served with other data.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -46,12 +47,16 @@ def prepare(config: CorpusConfig, quiet: bool = False) -> Path:
     or is too little, or where a data set of other settings or a damaged one is in the way; what was done is kept.
     """
     root, work = config.path, config.path.with_name(f"{config.path.name}.partial")
-    if _exists(root, config) and not (work.exists() and os.access(root.parent, os.W_OK)):
+    lock = root.with_name(f"{root.name}.lock")
+    if _exists(root, config):
+        if work.exists():  # the last one was killed between publishing and cleaning up
+            with contextlib.suppress(OSError), Claim(lock):
+                shutil.rmtree(work)
         return root
     corpus = _corpus(config)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with Claim(root.with_name(f"{root.name}.lock")):
+        with Claim(lock):
             if not _exists(root, config):
                 _build(root, work, corpus, config, Progress(quiet))
             shutil.rmtree(work, ignore_errors=True)

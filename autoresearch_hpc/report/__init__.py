@@ -4,10 +4,16 @@ Everything here is made from the journal and the run's files, can be made again 
 that a controller relies on.
 """
 
+import sys
+from pathlib import Path
+from typing import IO
+
 from autoresearch_hpc.history import History
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.report import tables
 from autoresearch_hpc.report.settings import Settings, read_settings
+
+__all__ = ["places", "show", "write_all", "write_tables"]
 
 
 def write_tables(history: History, layout: RunLayout) -> None:
@@ -24,3 +30,30 @@ def write_all(history: History, layout: RunLayout, settings: Settings | None = N
     write_tables(history, layout)
     write_progress_png(history, layout.progress_png)
     write_report_html(history, layout, settings or read_settings(layout.config))
+
+
+def show(history: History, layout: RunLayout, settings: Settings | None = None, file: IO[str] | None = None) -> None:
+    """Print the table of rounds, the run's figures and where its files are; on a terminal with some colour."""
+    from rich.console import Console
+
+    from autoresearch_hpc.report.summary import render, summarize
+
+    console = Console(file=file or sys.stdout, highlight=False)
+    summary = summarize(history, settings or read_settings(layout.config))
+    console.print(render(summary, places(layout)))
+
+
+def places(layout: RunLayout) -> dict[str, str]:
+    """Where a run's files are, by what they are; only those that are there. Relative to where we are, if below it."""
+    files = {
+        "results": layout.results_tsv,
+        "trials": layout.trials_csv,
+        "progress": layout.progress_png,
+        "report": layout.report_html,
+    }
+    return {name: _near(path) for name, path in files.items() if path.exists()}
+
+
+def _near(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

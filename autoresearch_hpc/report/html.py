@@ -1,8 +1,239 @@
-"""report.html."""
+"""report.html: a run in one file, to be read anywhere: no script, no other file, no network.
 
-from autoresearch_hpc.history import History
+Everything that comes from a run is escaped: titles, diffs and logs are an agent's or a script's words.
+"""
+
+import base64
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from autoresearch_hpc import __version__
+from autoresearch_hpc.files import write_text_atomic
+from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.records import TrialResult, Verdict
+from autoresearch_hpc.report import formats
+from autoresearch_hpc.report.bars import phase_bars
 from autoresearch_hpc.report.settings import Settings
+from autoresearch_hpc.report.summary import Summary, summarize
+from autoresearch_hpc.report.tables import one_line
+
+_MAX_DIFF_CHARS = 100_000
 
 
-def write_report_html(history: History, layout: RunLayout, settings: Settings) -> None: ...
+def write_report_html(history: History, layout: RunLayout, settings: Settings, path: Path | None = None) -> None:
+    """Write the report; the picture in it is the run's progress.png, where there is one."""
+    summary = summarize(history, settings)
+    body = "\n".join(
+        [
+            *_header(history, settings, summary),
+            *_figures(summary),
+            *_picture(layout.progress_png),
+            *_rounds(summary),
+            *_phases(history),
+            *_candidates(history, layout),
+        ]
+    )
+    title = escape(f"{history.tag}: {history.metric}")
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+    write_text_atomic(path or layout.report_html, page.encode(errors="replace").decode())
+
+
+def _header(history: History, settings: Settings, summary: Summary) -> Iterator[str]:
+    yield f"<h1>{escape(history.tag)}</h1>"
+    if settings.description:
+        yield f'<p class="lead">{escape(settings.description)}</p>'
+    ended = history.stopped or (history.interrupted and f"interrupted by {history.interrupted}") or "not finished"
+    facts = [
+        ("plan", settings.plan),
+        ("agent", settings.agent),
+        ("cluster", settings.cluster),
+        ("started", _minute(history.started_at)),
+        ("last event", _minute(history.last_at)),
+        ("from commit", history.start_commit[:7]),
+        ("best commit", summary.best_commit[:7] if summary.best_commit else ""),
+        ("state", ended),
+        ("autoresearch_hpc", __version__),
+    ]
+    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
+    yield f'<dl class="facts">{cells}</dl>'
+
+
+def _figures(summary: Summary) -> Iterator[str]:
+    better = formats.value(summary.improvement, "none")
+    cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
+    failed = summary.num_failed
+    figures = [
+        (f"best {summary.metric}", formats.value(summary.best, "none"), summary.best_candidate or ""),
+        ("better than the baseline by", better, f"baseline {formats.value(summary.baseline, 'none')}"),
+        ("experiments", str(summary.num_experiments), f"{failed} failed, {formats.count(summary.num_trials, 'trial')}"),
+        (
+            "wall time",
+            formats.duration(summary.active_s),
+            f"one after another: {formats.duration(summary.sequential_s)}",
+        ),
+        ("speed-up", f"{summary.speed_up:.1f}x" if summary.speed_up else "none", "against one after another"),
+        (
+            "GPU time" if summary.gpu_s else "trial time",
+            formats.hours(summary.trial_s),
+            (f"{summary.useful:.0%} of it training" if summary.useful is not None else "") + cost,
+        ),
+    ]
+    cards = "".join(
+        f'<div><span class="name">{escape(name)}</span><b>{escape(text)}</b><span>{escape(note)}</span></div>'
+        for name, text, note in figures
+    )
+    yield f'<section class="figures">{cards}</section>'
+
+
+def _picture(path: Path) -> Iterator[str]:
+    if path.is_file():
+        data = base64.b64encode(path.read_bytes()).decode()
+        yield f'<img class="progress" alt="running best over experiments" src="data:image/png;base64,{data}">'
+
+
+def _rounds(summary: Summary) -> Iterator[str]:
+    yield "<h2>Rounds</h2>"
+    head = ["round", "base", "K", "ok", "failed", f"best {summary.metric}", "verdict", "candidate", "title"]
+    rows = []
+    for row in summary.rounds:
+        cells = [
+            str(row.index),
+            row.base,
+            str(row.num_candidates),
+            str(row.num_ok),
+            str(row.num_failed),
+            formats.value(row.best, "none"),
+            row.verdict,
+            row.winner or row.best_candidate or "",
+            row.title,
+        ]
+        rows.append(_row(cells, number={0, 2, 3, 4, 5}, css="keep" if row.winner else ""))
+    yield _table(head, rows, number={0, 2, 3, 4, 5})
+
+
+def _phases(history: History) -> Iterator[str]:
+    results = [entry.result for entry in history.entries() if entry.result]
+    if any(result.phases.total_s for result in results):
+        yield "<h2>Where the time went</h2>"
+        yield phase_bars(results)
+
+
+def _candidates(history: History, layout: RunLayout) -> Iterator[str]:
+    yield "<h2>Candidates</h2>"
+    head = ["candidate", history.metric, "verdict", "status", "title and edit", "memory", "time", "GPU"]
+    number = {1, 5, 6}
+    rows = []
+    for entry in history.entries():
+        result = entry.result
+        verdict = str(entry.verdict) if entry.verdict else "not judged"
+        plain = [entry.id, formats.value(entry.value, "none"), verdict, str(result.status) if result else "no result"]
+        facts = [_memory(result), formats.clock(result.phases.total_s) if result else "", _gpu(result)]
+        cells = [*(escape(cell) for cell in plain), _details(entry, layout), *(escape(fact) for fact in facts)]
+        css = "keep" if entry.verdict is Verdict.KEEP else "failed" if result and entry.value is None else ""
+        rows.append(_row(cells, number, css, escaped=True))
+    yield _table(head, rows, number)
+
+
+def _details(entry: Entry, layout: RunLayout) -> str:
+    """The candidate's title; behind it the reasons, the error and the diff."""
+    title = escape(one_line(entry.proposal.title) or entry.id)
+    parts = []
+    about = [f"proposed by {entry.proposal.origin}"] if entry.proposal.origin else []
+    if entry.proposal.on:
+        about.append(f"builds on {entry.proposal.on}")
+    if entry.candidate:
+        about.append(f"commit {entry.candidate.commit[:7]} on {entry.candidate.parent[:7]}")
+    about += [f"trial {trial.id} dropped: {trial.dropped}" for trial in entry.trials if trial.dropped]
+    if about:
+        parts.append(f"<p>{escape('; '.join(about))}</p>")
+    if entry.proposal.reasoning:
+        parts.append(f"<p>{escape(entry.proposal.reasoning)}</p>")
+    if entry.result and entry.result.error:
+        error = entry.result.error
+        parts.append(f"<p>{escape(error.type)}: {escape(error.message)}</p>")
+        if error.tail:
+            parts.append(f"<pre>{escape(error.tail)}</pre>")
+    if diff := _diff(layout.diff(entry.id)):
+        parts.append(diff)
+    return f"<details><summary>{title}</summary>{''.join(parts)}</details>" if parts else title
+
+
+def _diff(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    left_out = len(text) - _MAX_DIFF_CHARS
+    lines = []
+    for line in text[:_MAX_DIFF_CHARS].splitlines():
+        css = "ins" if line.startswith("+") and not line.startswith("+++ ") else ""
+        css = "del" if line.startswith("-") and not line.startswith("--- ") else css
+        lines.append(f'<span class="{css}">{escape(line)}</span>' if css else escape(line))
+    if left_out > 0:
+        lines.append(f"({left_out:,} characters more in {escape(path.name)})")
+    text = "\n".join(lines)
+    return f"<pre>{text}</pre>" if text else ""
+
+
+def _memory(result: TrialResult | None) -> str:
+    return f"{result.peak_vram_mb / 1024:.1f} GB" if result and result.peak_vram_mb is not None else ""
+
+
+def _gpu(result: TrialResult | None) -> str:
+    return result.gpu.name or "" if result else ""
+
+
+def _minute(at: str | None) -> str:
+    return f"{at[:10]} {at[11:16]} UTC" if at else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[str], number: set[int]) -> str:
+    titles, body = _row(head, number, tag="th"), "".join(rows)
+    return f'<div class="scroll"><table><thead>{titles}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _row(cells: Sequence[str], number: set[int], css: str = "", tag: str = "td", escaped: bool = False) -> str:
+    text = ""
+    for index, cell in enumerate(cells):
+        attributes = ' class="number"' if index in number else ""
+        text += f"<{tag}{attributes}>{cell if escaped else escape(cell)}</{tag}>"
+    return f'<tr class="{css}">{text}</tr>' if css else f"<tr>{text}</tr>"
+
+
+_STYLE = """
+:root { --text: #22262b; --faint: #6b7280; --line: #e3e5e8; --good: #0b6e4f; --bad: #b23a48 }
+* { box-sizing: border-box }
+body { margin: 0; background: #fff; color: var(--text);
+  font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px }
+h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere } h2 { margin: 40px 0 12px; font-size: 18px }
+.lead { margin: 4px 0 0; color: var(--faint) }
+.facts { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 16px 0 0; font-size: 13px }
+.facts dt { color: var(--faint) } .facts dd { margin: 0 0 0 -18px; font-weight: 600; overflow-wrap: anywhere }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 1px; margin: 24px 0;
+  background: var(--line); border: 1px solid var(--line) }
+.figures div { display: flex; flex-direction: column; padding: 12px 14px; background: #fff; font-size: 12px;
+  color: var(--faint) }
+.figures b { font-size: 20px; line-height: 1.4; color: var(--text); font-variant-numeric: tabular-nums }
+.progress { width: 100%; height: auto }
+.scroll { overflow-x: auto }
+table { width: 100%; border-collapse: collapse; font-size: 13.5px }
+th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+th { color: var(--faint); font-weight: 500; white-space: nowrap }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; padding-right: 18px }
+tr.keep td { font-weight: 600 } tr.keep td:nth-child(-n+3) { color: var(--good) }
+tr.failed td:nth-child(4) { color: var(--bad) }
+td:nth-child(1) { white-space: nowrap }
+details { font-weight: 400 } tr.keep summary { font-weight: 600 } summary { cursor: pointer }
+details p { margin: 8px 0; color: var(--faint) }
+pre { margin: 8px 0; padding: 10px 12px; max-height: 480px; overflow: auto; background: #f6f7f8; font-size: 12px;
+  line-height: 1.45 }
+.ins { color: var(--good) } .del { color: var(--bad) }
+svg { width: 100%; height: auto; font: 11px system-ui, "DejaVu Sans", sans-serif }
+"""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autoresearch_hpc.files import write_bytes_atomic
 from autoresearch_hpc.history import History
 from autoresearch_hpc.records import Direction, Verdict
+from autoresearch_hpc.report.formats import count
 from autoresearch_hpc.report.labels import place_labels
 from autoresearch_hpc.report.tables import one_line
 
@@ -58,7 +59,7 @@ def progress_figure(history: History, dpi: int = 160) -> "Figure":
         return figure
     low, high = _limits(points, history.direction)
     axes.set_ylim(low, high)
-    axes.set_xlim(0.4, max(points[-1].x + 0.6, 3.0))
+    axes.set_xlim(0.4, max(points[-1].x * 1.01 + 0.6, 3.0))
     _rounds(axes, points)
     _marks(axes, points, history.direction)
     figure.legend(loc="outside lower center", ncols=5, fontsize=8.5, labelcolor=_TEXT, frameon=False)
@@ -98,8 +99,8 @@ def _frame(axes: "Axes", history: History, points: Sequence[_Point]) -> None:
 
     kept = sum(p.kept for p in points)
     failed = sum(p.value is None for p in points)
-    title = f"{_drawable(one_line(history.tag))}: {len(points)} experiments, {kept} kept, {failed} failed"
-    axes.set_title(title, loc="left", fontsize=11, color=_TEXT, parse_math=False, pad=14)
+    title = f"{_drawable(one_line(history.tag))}: {count(len(points), 'experiment')}, {kept} kept, {failed} failed"
+    axes.set_title(title, loc="left", fontsize=11, color=_TEXT, parse_math=False, pad=20)
     better = "lower" if history.direction is Direction.min else "higher"
     axes.set_xlabel("experiment", fontsize=10, color=_TEXT)
     axes.set_ylabel(f"{_drawable(history.metric)} ({better} is better)", fontsize=10, color=_TEXT, parse_math=False)

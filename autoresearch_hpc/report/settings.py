@@ -15,7 +15,7 @@ class Settings:
 
     plan: str = ""
     description: str = ""
-    num_rounds: int | None = None  # after the baseline
+    num_rounds: int | None = None  # after round 0
     agent: str = ""
     cluster: str = ""
     train_s: float | None = None
@@ -60,7 +60,7 @@ def read_settings(path: Path) -> Settings:
     group = _Groups(content if isinstance(content, dict) else {})
     plan, task, budget, cluster = group("plan"), group("task"), group("budget"), group("cluster")
     rounds = plan.get("rounds")
-    planned = max(len(rounds), 1) if isinstance(rounds, list) else None
+    planned = max(len(rounds), 1) - (plan.get("baseline") == "joined") if isinstance(rounds, list) else None
     limits = [_number(task.get(key)) for key in ("startup_limit_s", "train_s", "grace_s", "eval_limit_s")]
     known = [limit for limit in limits if limit is not None]
     return Settings(

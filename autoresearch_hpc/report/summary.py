@@ -79,6 +79,10 @@ class Summary:
     leading_candidate: str | None
 
     @property
+    def num_failed(self) -> int:
+        return self.num_experiments - self.statuses.get(Status.OK, 0)
+
+    @property
     def speed_up(self) -> float | None:
         return self.sequential_s / self.active_s if self.active_s > 0 and self.sequential_s > 0 else None
 
@@ -223,9 +227,8 @@ def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
             yield f"baseline      {formats.value(summary.baseline)}  {better}"
     else:
         yield f"best {summary.metric}  none yet"
-    failed = summary.num_experiments - summary.statuses.get(Status.OK, 0)
-    counts = f"{formats.count(summary.num_experiments, 'experiment')}, {failed} failed"
-    if failed:
+    counts = f"{formats.count(summary.num_experiments, 'experiment')}, {summary.num_failed} failed"
+    if summary.num_failed:
         words = (f"{n} {status}" for status, n in sorted(summary.statuses.items()) if status is not Status.OK)
         counts += f" ({', '.join(words)})"
     yield f"{counts}; {formats.count(summary.num_trials, 'trial')}"

@@ -1,4 +1,4 @@
-"""MariaDB and slurmdbd of a sandbox cluster. Making their database takes seconds, so a ready one is kept as a tar file."""
+"""MariaDB and slurmdbd of a sandbox cluster. Making a database takes seconds, so a ready one is kept as a tar."""
 
 import hashlib
 import os

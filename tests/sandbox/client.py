@@ -9,18 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import packages
 from settings import SandboxError, load
 
 _TOOL = Path(__file__).with_name("cluster.py")
 FINAL_STATES = frozenset(
     "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL OUT_OF_MEMORY BOOT_FAIL DEADLINE PREEMPTED".split()
 )
-
-
-def missing_programs() -> list[str]:
-    root = os.environ.get("SLURM_SANDBOX_ROOT")
-    return packages.missing(f"{root}/usr/sbin:{root}/usr/bin" if root else None)
 
 
 @contextlib.contextmanager
@@ -113,7 +107,7 @@ class Sandbox:
         return self.wait_until(reached, timeout_s, f"job {job_id} {'/'.join(states) or 'ended'}")
 
     def cancel_all(self) -> None:
-        """Leave an empty queue behind, and every node usable."""
+        """Leave an empty queue behind."""
         self.run("scancel", "--state=PENDING", "--user", self.run("id", "-un").strip())
         self.run("scancel", "--user", self.run("id", "-un").strip())
         self.wait_until(lambda: not self.run("squeue", "-h"), 20, "an empty queue")

@@ -66,12 +66,11 @@ def start(settings: Settings, commands: Mapping[str, tuple[list[str], int | None
 def launch(settings: Settings, name: str, argv: list[str]) -> subprocess.Popen[bytes]:
     settings.path(f"run/{name}.pid").unlink(missing_ok=True)
     environment = settings.daemon_environment()
-    with settings.path(f"log/{name}.out").open("ab") as log, open(os.devnull) as nothing:
-        streams = {"stdin": nothing, "stdout": log, "stderr": log}
+    with settings.path(f"log/{name}.out").open("ab") as log:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        place = {"cwd": settings.state, "env": environment, "umask": 0o022, "start_new_session": True}
         try:
-            return subprocess.Popen(
-                argv, env=environment, cwd=settings.state, start_new_session=True, umask=0o022, **streams
-            )
+            return subprocess.Popen(argv, **streams, **place)
         except FileNotFoundError:
             raise SandboxError(f"{argv[0]} is not installed: run `make slurm-packages`") from None
 

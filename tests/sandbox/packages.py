@@ -26,9 +26,11 @@ PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
 APT_LINE = f"apt-get update && apt-get install -y --no-install-recommends {' '.join(PACKAGES)}"
 
 
-def missing(path: str | None = None) -> list[str]:
-    """The programs that are not found on path (default: PATH and the administrator's directories)."""
-    path = path or os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin"])
+def missing() -> list[str]:
+    """The programs that are neither installed nor, where SLURM_SANDBOX_ROOT says so, unpacked."""
+    root = os.environ.get("SLURM_SANDBOX_ROOT")
+    installed = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin"])
+    path = f"{root}/usr/sbin:{root}/usr/bin" if root else installed
     return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
 
 
@@ -36,6 +38,9 @@ def install() -> int:
     """Install what is missing; return an exit status. Without root it only says what an administrator has to run."""
     if not missing():
         return 0
+    if root := os.environ.get("SLURM_SANDBOX_ROOT"):
+        print(f"SLURM_SANDBOX_ROOT={root} lacks {', '.join(missing())}: unset it, or unpack there", file=sys.stderr)
+        return 1
     if os.geteuid() != 0:
         print(f"Slurm is not installed here (no {', '.join(missing())}); as root run:\n  {APT_LINE}", file=sys.stderr)
         return 1 if os.environ.get("CI") == "true" else 0

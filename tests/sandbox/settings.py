@@ -61,9 +61,7 @@ class Settings:
     def library(self) -> str:
         """The folder of the unpacked shared libraries; below it, slurm-wlm holds Slurm's own and its plugins."""
         found = sorted(Path(self.root).glob("usr/lib/*/slurm-wlm"))
-        if not found:
-            raise SandboxError(f"no unpacked Slurm in {self.root}: make one with `cluster.py unpack {self.root}`")
-        return str(found[0].parent)
+        return str(found[0].parent) if found else f"{self.root}/usr/lib"
 
     def client_environment(self) -> dict[str, str]:
         """The variables that point sbatch, squeue and so on to this cluster."""
@@ -125,6 +123,8 @@ def load(state: Path) -> Settings | None:
 def chosen(state: Path, given: dict[str, object]) -> Settings:
     """Defaults, then what was given; the block of ports is one whose ports are all free, the last one's if possible."""
     settings = Settings(**{"state": str(state), "port": _FIRST_PORT, **given})
+    if settings.root and not Path(settings.library, "slurm-wlm").is_dir():
+        raise SandboxError(f"no unpacked Slurm in {settings.root}: make one with `cluster.py unpack {settings.root}`")
     before = load(state)
     start = zlib.crc32(str(state).encode())  # clusters that start at the same moment begin their search apart
     blocks = [_FIRST_PORT + _PORT_BLOCK * ((start + k) % _NUM_BLOCKS) for k in range(_NUM_BLOCKS)]

@@ -10,7 +10,8 @@ import pytest
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent / "sandbox"))
 
-from client import Sandbox, booted, is_slurm_variable, missing_programs  # noqa: E402
+from client import Sandbox, booted, is_slurm_variable  # noqa: E402
+from packages import missing  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,8 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def slurm_programs() -> None:
     """Skip where Slurm is not installed; in CI that is a failure."""
-    if missing := missing_programs():
-        reason = f"Slurm is not installed (no {', '.join(missing)}): run `make slurm-packages`"
+    if programs := missing():
+        reason = f"Slurm is not installed (no {', '.join(programs)}): run `make slurm-packages`"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

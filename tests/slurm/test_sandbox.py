@@ -157,6 +157,20 @@ def test_state_folder_that_slurm_cannot_use_is_refused(tmp_path: Path) -> None:
     assert "only letters, digits" in done.stderr
 
 
+@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
+def test_missing_slurm_is_skipped_by_people_and_fails_in_ci(ci: str, outcome: str) -> None:
+    one_test = f"{__file__}::test_sacct_shows_every_task"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rsE", "-p", "no:cacheprovider", one_test],
+        env={**os.environ, "CI": ci, "SLURM_SANDBOX_ROOT": "/nowhere"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome in done.stdout
+    assert "make slurm-packages" in done.stdout
+    assert (done.returncode == 0) == (ci == "")
+
+
 def _is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"

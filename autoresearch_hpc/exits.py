@@ -1,0 +1,21 @@
+"""One line and an exit code instead of a traceback, for every command; apart from `entry` so that quick ones skip Hydra."""
+
+import sys
+from collections.abc import Callable
+
+from autoresearch_hpc.errors import AutoresearchError
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Call main; an operator's problem becomes one line on standard error and its exit code."""
+    try:
+        return main() or 0
+    except AutoresearchError as error:
+        print(f"autoresearch_hpc: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("autoresearch_hpc: interrupted", file=sys.stderr)
+        return 3
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
+        return 1
