@@ -34,7 +34,7 @@ def _search(composed: DictConfig) -> None:
     if job.mode is RunMode.MULTIRUN:  # every job its own run
         loaded.tag = f"{loaded.tag}-{job.job.num}" if loaded.tag else None
     finished = search.run(loaded)
-    print(finished.reason)
+    report.print_summary(finished.history, finished.layout, finished.reason)
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""One line and an exit code instead of a traceback, for every command; apart from `entry` so that quick ones skip Hydra."""
+"""One line and an exit code instead of a traceback, for every command.
+
+Apart from `entry`, so that commands without a configuration need not import Hydra.
+"""
 
 import sys
 from collections.abc import Callable

@@ -15,14 +15,13 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 from rich.console import Console, Group, RenderableType
 from rich.file_proxy import FileProxy
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.progress import State, Watch, state_of
 from autoresearch_hpc.report import formats
-from autoresearch_hpc.report.columns import columns
+from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings, settings_of
 from autoresearch_hpc.report.summary import Summary, summarize
 from autoresearch_hpc.report.tables import one_line
@@ -142,7 +141,7 @@ def candidates(
     states: Mapping[str, str],
     now: datetime,
     max_rows: int | None = None,
-) -> Table:
+) -> Columns:
     """The newest round's candidates. Of more than max_rows, those that still run and the newest results."""
     rows = [(entry, state_of(entry, watch, states, now)) for entry in history.rounds[-1].entries.values()]
     shown, left_out = rows, 0
@@ -154,7 +153,7 @@ def candidates(
     if left_out:
         cells.append((Text(""), Text(f"and {left_out} more", style="dim"), *(Text("") for _ in range(3))))
     head = ("candidate", "state", "time/limit", history.metric, "title")
-    return columns(head, cells, right={2, 3})
+    return Columns(head=head, rows=cells, right={2, 3})
 
 
 def best_line(summary: Summary) -> str:

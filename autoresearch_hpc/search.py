@@ -180,8 +180,8 @@ def _data(config: Config) -> Dataset | None:
 def _make_directory(layout: RunLayout) -> None:
     runs_dir = layout.root.parent
     try:
-        if not runs_dir.exists():
-            runs_dir.mkdir(parents=True, exist_ok=True)
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if not (runs_dir / ".gitignore").exists():
             write_text_atomic(runs_dir / ".gitignore", "*\n")  # runs stay out of the user's git status
         layout.root.mkdir(parents=True, exist_ok=True)
         if not os.access(layout.root, os.W_OK):

@@ -11,19 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autoresearch_hpc import lock, report
 from autoresearch_hpc.errors import AutoresearchError, ConfigError
 from autoresearch_hpc.exits import run
+from autoresearch_hpc.files import parse_json_object
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout, all_runs, find_run
 from autoresearch_hpc.live import screen
 from autoresearch_hpc.progress import Watch
 from autoresearch_hpc.report import formats
-from autoresearch_hpc.report.columns import columns
+from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings, read_settings
 from autoresearch_hpc.report.summary import render, summarize
 
@@ -65,35 +65,39 @@ def status(layout: RunLayout, now: datetime | None = None) -> RenderableType:
     return Group(*parts)
 
 
-def overview(runs_dir: Path) -> Table:
+def overview(runs_dir: Path) -> Columns:
     """Every run in one table, the newest first. Raises ConfigError where there is none."""
     runs = all_runs(runs_dir)
     if not runs:
         raise ConfigError(f"no run in {runs_dir}", "start one: python -m autoresearch_hpc +round=quickstart")
-    return columns(
-        ("run", "started (UTC)", "round", "trials", "best", "state"),
-        [_line(layout) for layout in runs],
-        right={2, 3, 4},
-    )
+    head = ("run", "started (UTC)", "round", "trials", "best", "state")
+    return Columns(head=head, rows=[_line(layout) for layout in runs], right={2, 3, 4})
 
 
 def state(history: History, holder: str | None) -> str:
-    """running, finished, interrupted or stopped, with the reason."""
+    """running, ended, interrupted or stopped, with the reason."""
     if holder is not None:
-        return f"running (controller: {holder})"
+        return f"running, controller {holder}"
     if history.stopped is not None:
-        return f"finished: {history.stopped}"
+        return f"ended: {history.stopped}"
     if history.interrupted is not None:
-        return f"interrupted ({history.interrupted})"
-    return "stopped without a word: no controller is at work"
+        return f"interrupted by {history.interrupted}"
+    return "stopped, no controller is at work"
 
 
 def controller(layout: RunLayout) -> str | None:
     """Who works on the run, or None."""
     try:
-        return lock.holder(layout.lock)
+        holder = lock.holder(layout.lock)
     except OSError as error:
-        return f"unknown, {layout.lock.name} cannot be opened: {error.strerror}"
+        return f"unknown: cannot open {layout.lock.name}: {error.strerror}"
+    if holder is None:
+        return None
+    try:
+        who = parse_json_object(holder)
+    except ValueError:
+        return holder
+    return f"pid {who.get('pid')} on {who.get('host')}"
 
 
 def _line(layout: RunLayout) -> list[Text]:

@@ -14,7 +14,7 @@ from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
 from autoresearch_hpc.space import Domain, Space
 
-if TYPE_CHECKING:  # Optuna takes a second to import: only a run that uses it pays
+if TYPE_CHECKING:  # imported where it is used: only a run with this agent pays for it
     import optuna
 
 __all__ = ["TpeAgent"]

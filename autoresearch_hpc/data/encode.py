@@ -98,7 +98,7 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def _load(path: Path) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return arrays["tokens"], arrays["lengths"]
 
 

@@ -57,3 +57,15 @@ def places(layout: RunLayout) -> dict[str, str]:
 def _near(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def print_summary(history: History, layout: RunLayout, reason: str, settings: Settings | None = None) -> None:
+    """The closing words on standard output: the table of rounds, times, and where everything lies."""
+    from rich.console import Console
+
+    from autoresearch_hpc.report import summary
+
+    where = {path.name: str(path) for path in (layout.results_tsv, layout.progress_png, layout.report_html)}
+    made = summary.summarize(history, settings or read_settings(layout.config))
+    console = Console(highlight=False)
+    console.print(summary.render(made, {**where, "branch": f"autoresearch/{history.tag}", "ended": reason}))

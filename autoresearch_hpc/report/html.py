@@ -70,7 +70,7 @@ def _figures(summary: Summary) -> Iterator[str]:
     failed = summary.num_failed
     figures = [
         (f"best {summary.metric}", formats.value(summary.best, "none"), summary.best_candidate or ""),
-        ("better than the baseline by", better, f"baseline {formats.value(summary.baseline, 'none')}"),
+        ("better by", better, f"baseline {formats.value(summary.baseline, 'none')}"),
         ("experiments", str(summary.num_experiments), f"{failed} failed, {formats.count(summary.num_trials, 'trial')}"),
         (
             "wall time",
@@ -121,7 +121,7 @@ def _phases(history: History) -> Iterator[str]:
     results = [entry.result for entry in history.entries() if entry.result]
     if any(result.phases.total_s for result in results):
         yield "<h2>Where the time went</h2>"
-        yield phase_bars(results)
+        yield f'<div class="bars">{phase_bars(results)}</div>'
 
 
 def _candidates(history: History, layout: RunLayout) -> Iterator[str]:
@@ -227,13 +227,13 @@ table { width: 100%; border-collapse: collapse; font-size: 13.5px }
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { color: var(--faint); font-weight: 500; white-space: nowrap }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; padding-right: 18px }
-tr.keep td { font-weight: 600 } tr.keep td:nth-child(-n+3) { color: var(--good) }
+tr.keep td { font-weight: 600; color: var(--good) } tr.keep details * { color: var(--text) }
 tr.failed td:nth-child(4) { color: var(--bad) }
 td:nth-child(1) { white-space: nowrap }
-details { font-weight: 400 } tr.keep summary { font-weight: 600 } summary { cursor: pointer }
+details { font-weight: 400 } .bars { max-height: 640px; overflow: auto } tr.keep summary { font-weight: 600 } summary { cursor: pointer }
 details p { margin: 8px 0; color: var(--faint) }
 pre { margin: 8px 0; padding: 10px 12px; max-height: 480px; overflow: auto; background: #f6f7f8; font-size: 12px;
   line-height: 1.45 }
-.ins { color: var(--good) } .del { color: var(--bad) }
+pre .ins, tr.keep pre .ins { color: var(--good) } pre .del, tr.keep pre .del { color: var(--bad) }
 svg { width: 100%; height: auto; font: 11px system-ui, "DejaVu Sans", sans-serif }
 """

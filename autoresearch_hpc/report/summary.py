@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autoresearch_hpc.history import Entry, History, Round
 from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
 from autoresearch_hpc.report import formats
-from autoresearch_hpc.report.columns import columns
+from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.tables import one_line
 
@@ -133,12 +132,12 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
     )
 
 
-def table(summary: Summary) -> Table:
+def table(summary: Summary) -> Columns:
     """The table of rounds, for a terminal of 80 columns or more."""
     head = ("round", "base", "K", "ok/failed", f"best {summary.metric}", "verdict", "title")
     rows = [[Text(cell) for cell in _cells(row)] for row in summary.rounds]
     winners = [index for index, row in enumerate(summary.rounds) if row.winner]
-    return columns(head, rows, right={0, 2, 3, 4}, bold=winners)
+    return Columns(head=head, rows=rows, right={0, 2, 3, 4}, bold=winners)
 
 
 def lines(summary: Summary, where: Mapping[str, str] | None = None) -> list[str]:

@@ -99,6 +99,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def hub(shards: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)  # less than a chunk is not kept
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # pauses between attempts
     server = Hub(dict(shards))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -1,0 +1,221 @@
+"""`python -m autoresearch_hpc.plan +round=NAME [overrides]`: what a run would do and cost, without touching anything.
+
+Reads the configuration only: no git, no data, no question to the cluster. Costs are bounds: "at most" is every trial
+at its limits, "expected" is the training time alone.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from autoresearch_hpc import config, entry, space
+from autoresearch_hpc.config import Baseline, CandidateConfig, ClusterConfig, ClusterKind, Config, KnobDomain, KnobType
+from autoresearch_hpc.report import formats
+from autoresearch_hpc.report.columns import Columns
+from autoresearch_hpc.report.tables import one_line
+
+_MAX_ROUNDS_SHOWN = 8
+
+
+def main(overrides: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    given = list(sys.argv[1:] if overrides is None else overrides)
+
+    def show() -> None:
+        if {"-h", "--help"} & set(given):
+            print(__doc__)
+            return
+        Console(highlight=False).print(plan(config.load(entry.compose(given))))
+
+    return entry.run(show)
+
+
+def plan(loaded: Config) -> RenderableType:
+    """The whole plan. Raises ConfigError where the space is none."""
+    parts: list[RenderableType] = [Text(f"{loaded.plan.name}: {loaded.plan.description}".rstrip(": "), style="bold")]
+    parts += [Text(), _rounds(loaded)]
+    if _proposed(loaded):
+        parts += [Text(), *_space(loaded)]
+    parts += [Text(), *(Text(line, overflow="fold") for line in figures(loaded))]
+    parts += [Text(f"warning: {warning}", style="yellow", overflow="fold") for warning in warnings(loaded)]
+    return Group(*parts)
+
+
+def num_trials(loaded: Config) -> int:
+    """Trials of the whole plan: the baseline and every round's candidates, at most."""
+    first, last = loaded.plan.first_round, loaded.plan.num_rounds
+    return 1 + sum(loaded.plan.num_candidates(index) for index in range(first, last + 1))
+
+
+def figures(loaded: Config) -> Iterator[str]:
+    """Time and cost, one line each."""
+    task, cluster, trials = loaded.task, loaded.cluster, num_trials(loaded)
+    price = cluster.price_per_gpu_hour
+    yield (
+        f"trial         {formats.duration(task.train_s)} of training, "
+        f"at most {formats.duration(task.wall_limit_s)} in all, {_device(loaded)}"
+    )
+    yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}"
+    expected, worst = trials * task.train_s / 3600, trials * task.wall_limit_s / 3600
+    yield f"GPU hours     {expected:.2f} of training, at most {worst:.2f}"
+    if price:
+        usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(worst * price)}"
+        yield f"cost          {usd} at {formats.usd(price)} per GPU hour"
+    waves = _waves(loaded)
+    at_once = f"{cluster.max_parallel} trials at once" if cluster.max_parallel else "all of a round at once"
+    yield (
+        f"wall time     {formats.duration(waves * task.train_s)} of training, "
+        f"at most {formats.duration(waves * task.wall_limit_s)}, with {at_once}"
+    )
+    yield f"cluster       {_cluster(cluster)}"
+    if cluster.kind is not ClusterKind.local:
+        yield f"sbatch        {' '.join(_resources(cluster, task.wall_limit_s)) or 'defaults'}"
+    limits = {name: value for name, value in vars(loaded.budget).items() if value is not None}
+    yield f"budget        {', '.join(f'{name}={value:g}' for name, value in limits.items()) or 'no limits'}"
+    yield f"decision      {loaded.decide.rule}, min_delta={loaded.decide.min_delta:g}"
+
+
+def warnings(loaded: Config) -> Iterator[str]:
+    """What works but may surprise."""
+    cluster, budget = loaded.cluster, loaded.budget
+    sizes = _sizes(loaded)
+    if cluster.max_parallel and max(sizes) > cluster.max_parallel:
+        waves = math.ceil(max(sizes) / cluster.max_parallel)
+        yield f"{max(sizes)} trials a round, {cluster.max_parallel} at once: a round takes {waves} waves"
+    if cluster.kind is not ClusterKind.local and not cluster.gpus and not _asks_for_gpu(cluster):
+        yield "no GPU is asked for: set cluster.gpus=1 or cluster.gres"
+    wall_min = loaded.task.wall_limit_s / 60
+    if cluster.time_min is not None and cluster.time_min < wall_min:
+        yield f"cluster.time_min={cluster.time_min} is shorter than a trial's limits, {wall_min:.0f} min"
+    if budget.usd is not None and not cluster.price_per_gpu_hour:
+        yield "budget.usd has no effect without cluster.price_per_gpu_hour"
+    worst_h = sum(sizes) * loaded.task.wall_limit_s / 3600
+    if budget.max_trials is not None and budget.max_trials < sum(sizes):
+        yield f"budget.max_trials={budget.max_trials} ends the run before its {sum(sizes)} trials"
+    if budget.gpu_hours is not None and budget.gpu_hours < worst_h:
+        yield f"budget.gpu_hours={budget.gpu_hours:g} may end the run early: at most {worst_h:.2f} would be used"
+    worst_usd = worst_h * cluster.price_per_gpu_hour
+    if budget.usd is not None and budget.usd < worst_usd:
+        yield f"budget.usd={budget.usd:g} may end the run early: it may cost up to {formats.usd(worst_usd)}"
+    combinations = _grid_size(loaded)
+    wanted = sum(loaded.plan.num_candidates(index) for index in _proposed(loaded))
+    if loaded.agent.name == "grid" and combinations and wanted < combinations:
+        yield f"the grid has {combinations:,} settings, the plan has room for {wanted}"
+
+
+def _sizes(loaded: Config) -> list[int]:
+    """Trials of each round, round 0 first."""
+    plan, joined = loaded.plan, loaded.plan.baseline is Baseline.joined
+    later = [plan.num_candidates(index) for index in range(plan.first_round, plan.num_rounds + 1)]
+    return [1 + later[0], *later[1:]] if joined else [1, *later]
+
+
+def _waves(loaded: Config) -> int:
+    parallel = loaded.cluster.max_parallel
+    return sum(math.ceil(size / parallel) if parallel else 1 for size in _sizes(loaded))
+
+
+def _proposed(loaded: Config) -> list[int]:
+    """The rounds whose candidates an agent proposes."""
+    plan = loaded.plan
+    return [i for i in range(plan.first_round, plan.num_rounds + 1) if not plan.round(i).candidates]
+
+
+def _rounds(loaded: Config) -> Columns:
+    rows: list[list[str]] = []
+    if loaded.plan.first_round:
+        rows.append(["0", "1", f"baseline{_settings(loaded.plan.base, ': ')}"])
+    last = loaded.plan.num_rounds
+    for index in range(loaded.plan.first_round, last + 1):
+        if index - loaded.plan.first_round >= _MAX_ROUNDS_SHOWN and index < last:
+            if rows[-1][0] != "...":
+                rows.append(["...", "", ""])
+            continue
+        k, candidates = loaded.plan.num_candidates(index), loaded.plan.round(index).candidates
+        if index == 0:
+            rows.append(["0", str(k + 1), f"baseline{_settings(loaded.plan.base, ': ')}"])
+        elif not candidates:
+            rows.append([str(index), str(k), f"proposed by {loaded.agent.name}"])
+        for number, candidate in enumerate(candidates):
+            first = number == 0 and index > 0
+            rows.append([str(index) if first else "", str(k) if first else "", _candidate(candidate)])
+        if index == 0 and not candidates:
+            rows.append(["", "", f"{k} proposed by {loaded.agent.name}"])
+    return Columns(head=("round", "K", "candidates"), rows=[[Text(cell) for cell in row] for row in rows], right={0, 1})
+
+
+def _candidate(candidate: CandidateConfig) -> str:
+    title = one_line(candidate.title) or _settings(candidate.knobs) or "replicate"
+    base = getattr(candidate, "parent", None)
+    return f"{title} (on {base})" if base else title
+
+
+def _settings(knobs: dict[str, object], before: str = "") -> str:
+    return before + ", ".join(f"{name}={value}" for name, value in knobs.items()) if knobs else ""
+
+
+def _space(loaded: Config) -> Iterator[RenderableType]:
+    if not loaded.space.knobs:
+        yield Text("space: none; the agent proposes whatever it likes")
+        return
+    rows = [[Text(name), Text(_domain(domain))] for name, domain in loaded.space.knobs.items()]
+    yield Columns(head=("knob", "values"), rows=rows)
+    for bound in loaded.space.bounds:
+        yield Text(f"bound: {bound}", overflow="fold")
+    yield Text(f"grid: {_grid_size(loaded):,} settings")
+
+
+def _domain(domain: KnobDomain) -> str:
+    if domain.type is KnobType.choice:
+        return ", ".join(str(choice) for choice in domain.choices)
+    scale = ", log" if domain.log else ""
+    return f"{domain.low} to {domain.high} ({domain.type.value}{scale})"
+
+
+def _grid_size(loaded: Config) -> int:
+    built = space.from_config(loaded.space)
+    return math.prod(len(domain.grid()) for domain in built.domains.values()) if built else 0
+
+
+def _device(loaded: Config) -> str:
+    return {"cuda": "one GPU", "cpu": "CPU", "auto": "one GPU where there is one"}[loaded.task.device.value]
+
+
+def _cluster(cluster: ClusterConfig) -> str:
+    kind = {
+        ClusterKind.auto: "Slurm where it answers, else this machine",
+        ClusterKind.slurm: "Slurm",
+        ClusterKind.local: "this machine",
+    }[cluster.kind]
+    return f"{kind}; tier {cluster.tier}"
+
+
+def _asks_for_gpu(cluster: ClusterConfig) -> bool:
+    return "gpu" in str(cluster.gres or "") or any("gpu" in str(item) for item in cluster.sbatch.items())
+
+
+def _resources(cluster: ClusterConfig, wall_limit_s: float) -> Iterator[str]:
+    options = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "gpus-per-node": cluster.gpus or None,
+        "gres": cluster.gres,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "cpus-per-task": cluster.cpus,
+        "mem": None if cluster.mem_gb is None else f"{cluster.mem_gb:g}G",
+        "time": f"{cluster.time_min} min" if cluster.time_min else f"{math.ceil(wall_limit_s / 60)} min and a margin",
+        "array": f"0-(K-1)%{cluster.max_parallel}" if cluster.max_parallel else "0-(K-1)",
+        **cluster.sbatch,
+    }
+    for name, value in options.items():
+        if value is not None:
+            yield f"--{name}={value}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
