@@ -218,10 +218,10 @@ class ClusterConfig:
     cpus: int | None = None  # CPUs a trial; local: also the threads of a trial
     mem_gb: float | None = None  # host memory a trial
     time_min: int | None = None  # Slurm's time limit; default from the task's limits
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = None  # Slurm's partition: a name, or several with commas
+    account: str | None = None  # the account that is charged
+    qos: str | None = None  # the quality of service
+    constraint: str | None = None  # features that a node must have, e.g. a100|h100
     exclude: str | None = None  # nodes not to use
     sbatch: dict[str, Any] = field(default_factory=dict)  # any further sbatch option: {reservation: name}
     setup: list[str] = field(default_factory=list)  # shell lines before the trial: module load, source activate
@@ -339,10 +339,10 @@ class CorpusConfig:
 class BudgetConfig:
     """What a run may spend; checked before each submission."""
 
-    max_trials: int | None = None
-    gpu_hours: float | None = None
-    usd: float | None = None
-    wall_hours: float | None = None
+    max_trials: int | None = None  # trials in all, the baseline and repeated ones included
+    gpu_hours: float | None = None  # hours of all trials' GPUs together
+    usd: float | None = None  # cost at cluster.price_per_gpu_hour
+    wall_hours: float | None = None  # hours of the controller's work
     patience: int | None = None  # rounds without improvement
 
     def __post_init__(self) -> None:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from autoresearch_hpc.errors import KnobError
+from autoresearch_hpc.literals import MAX_BITS, NotPlainError, render, value_of
 from autoresearch_hpc.records import Knobs, KnobValue, knob_value
 
 __all__ = ["check", "fit", "no_such_knob", "read", "rewrite"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_MAX_BITS = 1024  # an integer beyond this is no setting, and computing it could take for ever
 
 
 def read(source: str, path: str = "train.py") -> dict[str, KnobValue]:
@@ -33,7 +33,7 @@ def read(source: str, path: str = "train.py") -> dict[str, KnobValue]:
         if len(bindings) == 1 and bindings[0].value is not None:
             try:
                 found[name] = bindings[0].literal()
-            except (_NotPlainError, RecursionError):
+            except (NotPlainError, RecursionError):
                 continue
     return found
 
@@ -111,10 +111,6 @@ def no_such_knob(name: str, known: Collection[str], path: str = "the script") ->
     return KnobError(f"{path} has no knob {name}", f"its knobs are module-level constants in upper case: {knobs}")
 
 
-class _NotPlainError(ValueError):
-    """The expression is no plain value."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Binding:
     """One place that gives a name its value; `value` is None where that is no plain top-level assignment."""
@@ -125,7 +121,7 @@ class _Binding:
 
     def literal(self) -> KnobValue:
         assert self.value is not None
-        value = _literal(self.value)
+        value = value_of(self.value)
         return float(value) if self.is_float and type(value) is int else value
 
 
@@ -142,7 +138,7 @@ def _knob(bindings: Mapping[str, list[_Binding]], name: str, path: str) -> _Bind
         raise KnobError(f"{where} is not a plain assignment", f"write {name} = VALUE at the top level of the module")
     try:
         first.literal()
-    except (_NotPlainError, RecursionError) as error:
+    except (NotPlainError, RecursionError) as error:
         raise KnobError(f"{where} is not a plain value: {error}", "use a number, string, boolean or tuple") from error
     return first
 
@@ -218,74 +214,14 @@ class _Collector(ast.NodeVisitor):
             self.found.setdefault(name, []).append(binding)
 
 
-def _literal(node: ast.expr) -> KnobValue:
-    """The value of a plain expression. Raises _NotPlainError."""
-    match node:
-        case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
-            return _sane(value) if isinstance(value, int | float) else value
-        case ast.Tuple(elts=items) | ast.List(elts=items):
-            return tuple(_literal(item) for item in items)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _number(operand)
-        case ast.BinOp(left=left, op=op, right=right):
-            return _arithmetic(op, _number(left), _number(right))
-    raise _NotPlainError(f"found {ast.unparse(node)[:60]!r}")
-
-
-def _number(node: ast.expr) -> int | float:
-    value = _literal(node)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _NotPlainError(f"arithmetic with {value!r}")
-    return value
-
-
-def _arithmetic(op: ast.operator, a: int | float, b: int | float) -> int | float:
-    result: object = None
-    try:
-        match op:
-            case ast.Add():
-                result = a + b
-            case ast.Sub():
-                result = a - b
-            case ast.Mult():
-                result = a * b
-            case ast.Div():
-                result = a / b
-            case ast.FloorDiv():
-                result = a // b
-            case ast.Mod():
-                result = a % b
-            case ast.Pow() if isinstance(a, float) or isinstance(b, float) or a.bit_length() * abs(b) <= 2 * _MAX_BITS:
-                result = a**b
-            case ast.LShift() if isinstance(a, int) and isinstance(b, int) and 0 <= b <= _MAX_BITS:
-                result = a << b
-            case ast.RShift() if isinstance(a, int) and isinstance(b, int) and b >= 0:
-                result = a >> b
-    except ArithmeticError as error:
-        raise _NotPlainError(str(error)) from error
-    if not isinstance(result, int | float):
-        raise _NotPlainError("arithmetic that gives no ordinary number")
-    return _sane(result)
-
-
-def _sane(value: int | float) -> int | float:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _NotPlainError("not a finite number")
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        raise _NotPlainError("too large a number")
-    return value
-
-
 def _require_finite(name: str, value: KnobValue, where: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, tuple):
             _require_finite(name, item, where)
         elif isinstance(item, float) and not math.isfinite(item):
             raise KnobError(f"{where}{name} cannot be {item!r}", "set a finite number")
-        elif isinstance(item, int) and item.bit_length() > _MAX_BITS:
-            raise KnobError(f"{where}{name} cannot be so large a number", f"stay below 2**{_MAX_BITS}")
+        elif isinstance(item, int) and item.bit_length() > MAX_BITS:
+            raise KnobError(f"{where}{name} cannot be so large a number", f"stay below 2**{MAX_BITS}")
 
 
 def _kind(value: KnobValue) -> str:
@@ -315,7 +251,7 @@ def _edits(node: ast.expr, old: KnobValue, new: KnobValue, text: "_Text") -> Ite
         ):
             yield exponent, str(power)
         case _:
-            yield node, _render(new, text.of(node), is_list=isinstance(node, ast.List))
+            yield node, render(new, text.of(node), is_list=isinstance(node, ast.List))
 
 
 def _exponent(base: int, op: ast.operator, value: int) -> int | None:
@@ -324,32 +260,6 @@ def _exponent(base: int, op: ast.operator, value: int) -> int | None:
         return None
     exponents = range(value.bit_length() + 1)
     return next((e for e in exponents if (base**e if isinstance(op, ast.Pow) else base << e) == value), None)
-
-
-def _render(value: KnobValue, like: str, *, is_list: bool = False) -> str:
-    """A value as source text, in the notation of `like` where that fits."""
-    if isinstance(value, tuple):
-        items = ", ".join(_render(item, "") for item in value)
-        return f"[{items}]" if is_list else f"({items},)" if len(value) == 1 else f"({items})"
-    if isinstance(value, bool) or value is None:
-        return repr(value)
-    if isinstance(value, int):
-        for prefix, number_format in (("0x", "#x"), ("0o", "#o"), ("0b", "#b")):
-            if re.fullmatch(prefix + r"[0-9a-f_]+", like.lower()):
-                return format(value, number_format)
-        return format(value, "_" if re.fullmatch(r"[0-9]+(_[0-9]+)+", like) else "d")
-    if isinstance(value, float):
-        return _scientific(value) if re.fullmatch(r"[0-9._]+e[+-]?[0-9]+", like.lower()) else repr(value)
-    if like.endswith('"') and '"' not in value:
-        return '"' + repr("'" + value)[2:]  # the leading ' makes repr choose double quotes
-    return repr(value)
-
-
-def _scientific(value: float) -> str:
-    """The shortest d.ddde-n that reads back as value."""
-    shortest = next(words for digits in range(18) if float(words := f"{value:.{digits}e}") == value)
-    mantissa, exponent = shortest.split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 class _Text:

@@ -5,6 +5,8 @@ at its limits, "expected" is the training time alone.
 """
 
 import math
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -58,20 +60,19 @@ def figures(loaded: Config) -> Iterator[str]:
         f"trial         {formats.duration(task.train_s)} of training, "
         f"at most {formats.duration(task.wall_limit_s)} in all, {_device(loaded)}"
     )
-    yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}"
+    parallel = _parallel(loaded)
+    at_once = f"{parallel} at once" if parallel else "all of a round at once"
+    yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}, {at_once}"
     expected, worst = trials * task.train_s / 3600, trials * task.wall_limit_s / 3600
     yield f"GPU hours     {expected:.2f} of training, at most {worst:.2f}"
     if price:
         usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(worst * price)}"
         yield f"cost          {usd} at {formats.usd(price)} per GPU hour"
     waves = _waves(loaded)
-    at_once = f"{cluster.max_parallel} trials at once" if cluster.max_parallel else "all of a round at once"
-    yield (
-        f"wall time     {formats.duration(waves * task.train_s)} of training, "
-        f"at most {formats.duration(waves * task.wall_limit_s)}, with {at_once}"
-    )
+    training, longest = formats.duration(waves * task.train_s), formats.duration(waves * task.wall_limit_s)
+    yield f"wall time     {training} of training, at most {longest}"
     yield f"cluster       {_cluster(cluster)}"
-    if cluster.kind is not ClusterKind.local:
+    if not _is_local(cluster):
         yield f"sbatch        {' '.join(_resources(cluster, task.wall_limit_s)) or 'defaults'}"
     limits = {name: value for name, value in vars(loaded.budget).items() if value is not None}
     yield f"budget        {', '.join(f'{name}={value:g}' for name, value in limits.items()) or 'no limits'}"
@@ -82,10 +83,11 @@ def warnings(loaded: Config) -> Iterator[str]:
     """What works but may surprise."""
     cluster, budget = loaded.cluster, loaded.budget
     sizes = _sizes(loaded)
-    if cluster.max_parallel and max(sizes) > cluster.max_parallel:
-        waves = math.ceil(max(sizes) / cluster.max_parallel)
-        yield f"{max(sizes)} trials a round, {cluster.max_parallel} at once: a round takes {waves} waves"
-    if cluster.kind is not ClusterKind.local and not cluster.gpus and not _asks_for_gpu(cluster):
+    parallel = _parallel(loaded)
+    if parallel and max(sizes) > parallel:
+        waves = math.ceil(max(sizes) / parallel)
+        yield f"{max(sizes)} trials a round, {parallel} at once: a round takes {waves} waves"
+    if not _is_local(cluster) and not cluster.gpus and not _asks_for_gpu(cluster):
         yield "no GPU is asked for: set cluster.gpus=1 or cluster.gres"
     wall_min = loaded.task.wall_limit_s / 60
     if cluster.time_min is not None and cluster.time_min < wall_min:
@@ -114,8 +116,21 @@ def _sizes(loaded: Config) -> list[int]:
 
 
 def _waves(loaded: Config) -> int:
-    parallel = loaded.cluster.max_parallel
+    parallel = _parallel(loaded)
     return sum(math.ceil(size / parallel) if parallel else 1 for size in _sizes(loaded))
+
+
+def _parallel(loaded: Config) -> int | None:
+    """How many trials run at once; None where only the cluster knows."""
+    if loaded.cluster.max_parallel or not _is_local(loaded.cluster):
+        return loaded.cluster.max_parallel
+    from autoresearch_hpc.cluster.local import visible_gpus
+
+    return len(visible_gpus()) or max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def _is_local(cluster: ClusterConfig) -> bool:
+    return cluster.kind is ClusterKind.local or (cluster.kind is ClusterKind.auto and not shutil.which("sbatch"))
 
 
 def _proposed(loaded: Config) -> list[int]:
@@ -149,7 +164,7 @@ def _rounds(loaded: Config) -> Columns:
 
 def _candidate(candidate: CandidateConfig) -> str:
     title = one_line(candidate.title) or _settings(candidate.knobs) or "replicate"
-    base = getattr(candidate, "parent", None)
+    base = candidate.parent
     return f"{title} (on {base})" if base else title
 
 
@@ -165,7 +180,7 @@ def _space(loaded: Config) -> Iterator[RenderableType]:
     yield Columns(head=("knob", "values"), rows=rows)
     for bound in loaded.space.bounds:
         yield Text(f"bound: {bound}", overflow="fold")
-    yield Text(f"grid: {_grid_size(loaded):,} settings")
+    yield Text(f"grid: {_grid_size(loaded):,} settings, bounds not counted")
 
 
 def _domain(domain: KnobDomain) -> str:
@@ -185,12 +200,9 @@ def _device(loaded: Config) -> str:
 
 
 def _cluster(cluster: ClusterConfig) -> str:
-    kind = {
-        ClusterKind.auto: "Slurm where it answers, else this machine",
-        ClusterKind.slurm: "Slurm",
-        ClusterKind.local: "this machine",
-    }[cluster.kind]
-    return f"{kind}; tier {cluster.tier}"
+    kind = "this machine" if _is_local(cluster) else "Slurm"
+    unsure = ", where it answers, else this machine" if cluster.kind is ClusterKind.auto and kind == "Slurm" else ""
+    return f"{kind}{unsure}; tier {cluster.tier}"
 
 
 def _asks_for_gpu(cluster: ClusterConfig) -> bool:

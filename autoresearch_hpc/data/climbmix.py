@@ -73,7 +73,7 @@ class ClimbmixCorpus:
         self._folder.mkdir(parents=True, exist_ok=True)
         for pause_s in _PAUSES_S:
             try:
-                # A broken-off download is kept in the folder's .cache and continued.
+                # A connection that breaks off is taken up again inside; the file appears only when complete.
                 hf_hub_download(REPO, name, repo_type="dataset", local_dir=self._folder, endpoint=self._endpoint)
                 return
             except _network_errors() as error:

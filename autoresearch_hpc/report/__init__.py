@@ -13,7 +13,7 @@ from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.report import tables
 from autoresearch_hpc.report.settings import Settings, read_settings
 
-__all__ = ["places", "show", "write_all", "write_tables"]
+__all__ = ["places", "print_summary", "write_all", "write_tables"]
 
 
 def write_tables(history: History, layout: RunLayout) -> None:
@@ -32,15 +32,21 @@ def write_all(history: History, layout: RunLayout, settings: Settings | None = N
     write_report_html(history, layout, settings or read_settings(layout.config))
 
 
-def show(history: History, layout: RunLayout, settings: Settings | None = None, file: IO[str] | None = None) -> None:
-    """Print the table of rounds, the run's figures and where its files are; on a terminal with some colour."""
+def print_summary(
+    history: History,
+    layout: RunLayout,
+    reason: str | None = None,
+    settings: Settings | None = None,
+    file: IO[str] | None = None,
+) -> None:
+    """Print the table of rounds, the figures, where everything lies and why the run ended."""
     from rich.console import Console
 
     from autoresearch_hpc.report.summary import render, summarize
 
-    console = Console(file=file or sys.stdout, highlight=False)
     summary = summarize(history, settings or read_settings(layout.config))
-    console.print(render(summary, places(layout)))
+    where = places(layout) | {"branch": f"autoresearch/{history.tag}"} | ({"ended": reason} if reason else {})
+    Console(file=file or sys.stdout, highlight=False).print(render(summary, where))
 
 
 def places(layout: RunLayout) -> dict[str, str]:
@@ -57,15 +63,3 @@ def places(layout: RunLayout) -> dict[str, str]:
 def _near(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def print_summary(history: History, layout: RunLayout, reason: str, settings: Settings | None = None) -> None:
-    """The closing words on standard output: the table of rounds, times, and where everything lies."""
-    from rich.console import Console
-
-    from autoresearch_hpc.report import summary
-
-    where = {path.name: str(path) for path in (layout.results_tsv, layout.progress_png, layout.report_html)}
-    made = summary.summarize(history, settings or read_settings(layout.config))
-    console = Console(highlight=False)
-    console.print(summary.render(made, {**where, "branch": f"autoresearch/{history.tag}", "ended": reason}))

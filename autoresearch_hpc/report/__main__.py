@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             report.write_all(history, layout)
         except OSError as error:
             raise ConfigError(f"cannot write {error.filename or layout.root}: {error.strerror}") from error
-        report.show(history, layout)
+        report.print_summary(history, layout, history.stopped)
 
     return run(make)
 

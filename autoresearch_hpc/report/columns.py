@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions
@@ -27,7 +28,7 @@ class Columns:
         widths[-1] = min(widths[-1], max(left, _LEAST))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="")
         for index, (name, width) in enumerate(zip(self.head, widths, strict=True)):
-            justify = "right" if index in self.right else "left"
+            justify: Literal["left", "right"] = "right" if index in self.right else "left"
             table.add_column(Text(name), justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for index, row in enumerate(self.rows):
             table.add_row(*row, style="bold" if index in self.bold else None)

@@ -230,7 +230,8 @@ th { color: var(--faint); font-weight: 500; white-space: nowrap }
 tr.keep td { font-weight: 600; color: var(--good) } tr.keep details * { color: var(--text) }
 tr.failed td:nth-child(4) { color: var(--bad) }
 td:nth-child(1) { white-space: nowrap }
-details { font-weight: 400 } .bars { max-height: 640px; overflow: auto } tr.keep summary { font-weight: 600 } summary { cursor: pointer }
+details { font-weight: 400 } .bars { max-height: 640px; overflow: auto }
+tr.keep summary { font-weight: 600 } summary { cursor: pointer }
 details p { margin: 8px 0; color: var(--faint) }
 pre { margin: 8px 0; padding: 10px 12px; max-height: 480px; overflow: auto; background: #f6f7f8; font-size: 12px;
   line-height: 1.45 }
