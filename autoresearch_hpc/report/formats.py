@@ -2,7 +2,14 @@
 
 
 def value(number: float | None, none: str = "") -> str:
-    """A metric's value: six decimals, always."""
+    """A metric's value: six decimals, always; one so small that they would be zeros as 1.234567e-09."""
+    if number is None:
+        return none
+    return f"{number:.6e}" if 0 < abs(number) < 1e-4 else f"{number:.6f}"
+
+
+def difference(number: float | None, none: str = "") -> str:
+    """Between two values: six decimals."""
     return none if number is None else f"{number:.6f}"
 
 

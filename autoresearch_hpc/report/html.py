@@ -65,7 +65,7 @@ def _header(history: History, settings: Settings, summary: Summary) -> Iterator[
 
 
 def _figures(summary: Summary) -> Iterator[str]:
-    better = formats.value(summary.improvement, "none")
+    better = formats.difference(summary.improvement, "none")
     cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
     failed = summary.num_failed
     figures = [

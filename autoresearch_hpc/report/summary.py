@@ -222,7 +222,7 @@ def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
         yield f"best {summary.metric}  {formats.value(summary.best)}  {summary.best_candidate}{commit}"
         if summary.improvement is not None and summary.best_candidate != candidate_id(0, 0):
             share = f" ({summary.improvement / abs(summary.baseline):.2%})" if summary.baseline else ""
-            better = f"better by {formats.value(summary.improvement)}{share}"
+            better = f"better by {formats.difference(summary.improvement)}{share}"
             yield f"baseline      {formats.value(summary.baseline)}  {better}"
     else:
         yield f"best {summary.metric}  none yet"

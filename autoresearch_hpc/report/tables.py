@@ -17,6 +17,7 @@ from typing import Any
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.records import TrialResult, to_json
+from autoresearch_hpc.report import formats
 
 
 def write_results_tsv(history: History, path: Path) -> None:
@@ -52,9 +53,8 @@ def one_line(text: str) -> str:
 def _result_line(entry: Entry) -> str:
     result = entry.result
     commit = entry.candidate.commit[:7] if entry.candidate else ""
-    value = "" if entry.value is None else f"{entry.value:.6f}"
     memory = f"{result.peak_vram_mb / 1024:.1f}" if result and result.peak_vram_mb is not None else ""
-    return f"{commit}\t{value}\t{memory}\t{entry.verdict}\t{entry.id}: {one_line(entry.proposal.title)}"
+    return f"{commit}\t{formats.value(entry.value)}\t{memory}\t{entry.verdict}\t{entry.id}: {one_line(entry.proposal.title)}"
 
 
 def _columns(record: Any, prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,396 @@
+"""Tables, summary, picture, HTML report and the report command, on a run's directory as a controller leaves it."""
+
+import csv
+import html.parser
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from fake_run import FakeRun, commit_of, cookbook
+from rich.console import Console
+
+from autoresearch_hpc import report
+from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.layout import all_runs, find_run
+from autoresearch_hpc.records import Direction, Phases, Status
+from autoresearch_hpc.report import formats
+from autoresearch_hpc.report.__main__ import main
+from autoresearch_hpc.report.plots import progress_figure, write_progress_png
+from autoresearch_hpc.report.settings import Settings, read_settings
+from autoresearch_hpc.report.summary import render, render_text, summarize
+from autoresearch_hpc.report.tables import write_results_tsv, write_trials_csv
+
+HOSTILE = 'runs of Zoë\'s "team" 試'
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    return cookbook(tmp_path / HOSTILE / "cook book")
+
+
+# tables
+
+
+def test_results_tsv_is_upstreams_format(run: FakeRun) -> None:
+    write_results_tsv(run.history(), run.layout.results_tsv)
+    lines = run.layout.results_tsv.read_text().splitlines()
+    assert lines[0] == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+    assert lines[1] == f"{commit_of('r00-c00')[:7]}\t1.010748\t44.0\tkeep\tr00-c00: baseline"
+    assert lines[5] == f"{commit_of('r01-c03')[:7]}\t\t\tcrash\tr01-c03: MATRIX_LR 0.04 -> 5"
+    assert len(lines) == 14
+    assert all(line.count("\t") == 4 for line in lines)
+
+
+def test_results_tsv_has_only_judged_candidates_and_one_line_each(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r", metric="loss\tof it", direction=Direction.max)
+    run.round([("a\ttitle\nof  two lines\x85", 2e-9, "keep")])
+    run.propose(["not judged"])
+    write_results_tsv(run.history(), run.layout.results_tsv)
+    head, *lines = run.layout.results_tsv.read_text().splitlines()
+    assert head.split("\t")[1] == "loss of it"
+    assert [line.split("\t")[1::3] for line in lines] == [["2.000000e-09", "r00-c00: a title of two lines"]]
+
+
+def test_trials_csv_has_every_field_of_every_trial(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    trials = run.propose(['=1+1, "quoted"\nand broken'])
+    run.done(trials[0], None, Status.LOST)
+    run.event("trial.dropped", trial=trials[0], reason="the node went away")
+    run.event("submit.intent", round=0, job_name="ar-0b", trials=["r00-c00-t1"])
+    run.done("r00-c00-t1", 0.5, num_params=7)
+    run.judge({"r00-c00": "keep"}, {"r00-c00": 0.5})
+    write_trials_csv(run.history(), run.layout.trials_csv)
+    with run.layout.trials_csv.open(newline="") as file:
+        lost, ok = csv.DictReader(file)
+    assert (lost["trial"], lost["status"], lost["dropped"], lost["verdict"]) == (
+        "r00-c00-t0",
+        "LOST",
+        "the node went away",
+        "",
+    )
+    assert lost["metric.value"] == ""
+    assert lost["error.message"] == "a <bad> value"
+    assert (ok["metric.value"], ok["verdict"], ok["phases.train_s"]) == ("0.5", "keep", "300.0")
+    assert (ok["slurm.job_id"], ok["gpu.visible"], ok["num_params"], ok["error.type"]) == ("42", "0", "7", "")
+    assert ok["title"] == '=1+1, "quoted"\nand broken'
+
+
+def test_a_table_is_replaced_whole_or_not_at_all(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_results_tsv(run.history(), run.layout.results_tsv)
+    before = run.layout.results_tsv.read_bytes()
+    run.round([("one more", 0.9, "keep")])
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_results_tsv(run.history(), run.layout.results_tsv)
+    assert run.layout.results_tsv.read_bytes() == before
+    assert not list(run.layout.root.glob("*.tmp"))
+
+
+# summary
+
+
+def test_summary_counts_and_sums(run: FakeRun) -> None:
+    summary = summarize(run.history(), read_settings(run.layout.config))
+    assert [row.num_candidates for row in summary.rounds] == [1, 4, 4, 4]
+    assert [row.base for row in summary.rounds] == ["start", "r00-c00", "r00-c00", "r02-c02"]
+    assert [row.verdict for row in summary.rounds] == ["keep", "discard", "keep", "keep"]
+    assert [row.best_candidate for row in summary.rounds] == ["r00-c00", "r01-c01", "r02-c02", "r03-c02"]
+    assert (summary.rounds[1].num_ok, summary.rounds[1].num_failed) == (3, 1)
+    assert (summary.num_experiments, summary.num_failed, summary.num_trials) == (13, 1, 13)
+    assert summary.active_s == summary.elapsed_s == 2400
+    assert summary.sequential_s == summary.trial_s == summary.gpu_s == 12 * 480 + 60
+    assert summary.speed_up == pytest.approx(5820 / 2400)
+    assert summary.useful == pytest.approx(3600 / 5820)
+    assert summary.cost_usd == pytest.approx(5820 / 3600 * 2)
+    assert (summary.baseline, summary.best, summary.best_candidate) == (1.010748, 0.998559, "r03-c02")
+    assert summary.improvement == pytest.approx(0.012189)
+
+
+def test_interruptions_are_not_wall_time_and_dropped_trials_are_not_sequential_time(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    trials = run.propose(["baseline"])
+    run.wait(100)
+    run.done(trials[0], None, Status.LOST, phases=Phases(total_s=50.0))
+    run.event("trial.dropped", trial=trials[0], reason="node lost")
+    run.wait(10_000)
+    run.event("run.resumed", pid=2, host="h")
+    run.event("submit.intent", round=0, job_name="again", trials=["r00-c00-t1"])
+    run.wait(500)
+    run.done("r00-c00-t1", 1.0)
+    summary = summarize(run.history())
+    assert (summary.active_s, summary.elapsed_s) == (600, 10_600)
+    assert (summary.trial_s, summary.sequential_s) == (530, 480)
+    assert (summary.num_experiments, summary.num_trials) == (1, 2)
+    assert "with interruptions" in render_text(summary)
+
+
+def test_a_value_that_was_not_judged_is_leading_not_best(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r", metric="accuracy", direction=Direction.max)
+    run.round([("baseline", 0.5, "keep")])
+    trials = run.propose(["a", "b", "c"])
+    run.done(trials[0], 0.4)
+    assert summarize(run.history()).leading is None
+    run.done(trials[1], 0.7)
+    summary = summarize(run.history())
+    assert (summary.best, summary.leading, summary.leading_candidate) == (0.5, 0.7, "r01-c01")
+    assert summary.rounds[-1].verdict == "running"
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_the_table_fits_the_terminal(run: FakeRun, width: int) -> None:
+    run.round([("a title that is longer than any terminal " * 5 + "[bold]\x1b[31m", 0.9, "keep")])
+    console = Console(width=width, record=True, file=(Path(os.devnull)).open("w"))
+    console.print(render(summarize(run.history()), {"results": "x/results.tsv"}))
+    lines = console.export_text().splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert any("0.998559" in line and "r03-c02" in line for line in lines)
+    assert any("…" in line for line in lines)
+
+
+def test_the_plain_summary_names_times_and_places(run: FakeRun) -> None:
+    text = render_text(summarize(run.history(), read_settings(run.layout.config)), {"results": "r/results.tsv"})
+    assert "best val_bpb  0.998559  r03-c02" in text
+    assert "better by 0.012189 (1.21%)" in text
+    assert "13 experiments, 1 failed (1 CRASHED); 13 trials" in text
+    assert "wall time: 40 min 00 s" in text
+    assert "GPU time: 1.62 h, 62% of it training, $3.23" in text
+    assert "the same trials one after another: 1 h 37 min; speed-up 2.4x" in text
+    assert text.endswith("results  r/results.tsv")
+    assert "\x1b" not in text
+
+
+def test_a_run_that_has_only_begun_has_a_summary(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    summary = summarize(run.history())
+    assert (summary.best, summary.speed_up, summary.useful, summary.improvement) == (None, None, None, None)
+    assert "none yet" in render_text(summary)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 00 s"),
+        (3599.7, "1 h 00 min"),
+        (7199, "2 h 00 min"),
+    ],
+)
+def test_durations_round_without_sixties(seconds: float, text: str) -> None:
+    assert formats.duration(seconds) == text
+
+
+def test_settings_are_read_leniently(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    assert read_settings(path) == Settings()
+    path.write_text("plan: [not, a, group]\ntask: {train_s: true}\nbudget: 3\n")
+    assert read_settings(path) == Settings()
+    path.write_text("plan: {unclosed")
+    assert read_settings(path) == Settings()
+    path.write_text("plan: {rounds: [{}, {}], baseline: joined, max_rounds: null}\n")
+    assert read_settings(path).num_rounds == 1
+
+
+# the picture
+
+
+def _ink(path: Path) -> float:
+    """The fraction of pixels that are not white."""
+    return float(np.mean(matplotlib.image.imread(path)[:, :, :3].min(axis=2) < 0.9))
+
+
+def test_progress_png_is_drawn_for_a_run_in_any_state(tmp_path: Path) -> None:
+    empty = FakeRun(tmp_path / "empty")
+    write_progress_png(empty.history(), tmp_path / "empty.png")
+    assert 0 < _ink(tmp_path / "empty.png") < 0.02
+    failed = FakeRun(tmp_path / "failed")
+    failed.round([("baseline", None, "crash")])
+    write_progress_png(failed.history(), tmp_path / "failed.png")
+    full = cookbook(tmp_path / "full")
+    write_progress_png(full.history(), tmp_path / "full.png")
+    assert _ink(tmp_path / "full.png") > _ink(tmp_path / "empty.png")
+
+
+def test_the_picture_shows_kept_discarded_failed_and_far_off_values(run: FakeRun) -> None:
+    axes = progress_figure(run.history()).axes[0]
+    marks = {c.get_label(): len(c.get_offsets()) for c in axes.collections}
+    assert marks == {"kept": 3, "discarded": 7, "discarded, off the scale": 2, "failed": 1}
+    line = next(line for line in axes.lines if line.get_label() == "running best")
+    assert list(line.get_xdata()) == [1, 8, 12, 13]
+    assert list(line.get_ydata()) == [1.010748, 1.008112, 0.998559, 0.998559]
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_labels_overlap_neither_each_other_nor_points(tmp_path: Path, direction: Direction) -> None:
+    run = FakeRun(tmp_path / "r", direction=direction)
+    sign = -1 if direction is Direction.min else 1
+    for index in range(25):
+        rows = [(f"KNOB_{index} 0.{index} -> {index}.5, OTHER_KNOB 1 -> 2", 1 + sign * 0.01 * index**0.5, "keep")]
+        run.round([*rows, ("no", 1 - sign * 0.01, "discard"), ("no", None, "crash")])
+    figure = progress_figure(run.history())
+    labels = [t for t in figure.axes[0].texts if "KNOB" in t.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    assert len(boxes) >= 5
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    points = np.vstack([c.get_offsets() for c in figure.axes[0].collections if c.get_label() in ("kept", "discarded")])
+    pixels = figure.axes[0].transData.transform(points)
+    assert not [box for box in boxes if any(box.contains(x, y) for x, y in pixels)]
+    assert len({label.get_text() for label in labels}) == len(labels)
+    assert labels[0].get_text().startswith("KNOB_24 ")  # the newest is placed first
+
+
+def test_titles_with_mathematics_or_foreign_letters_are_drawn_as_text(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "tag $x^2$ 学習", metric="m_$1$")
+    run.round([("LR $\\frac{1$ 学習 \x07", 1.0, "keep"), ("b", 1.1, "discard")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_progress_png(run.history(), tmp_path / "p.png")
+    texts = [t.get_text() for t in progress_figure(run.history()).axes[0].texts]
+    assert "LR $\\frac{1$ ?? ?" in texts
+
+
+def test_drawing_leaves_matplotlib_as_it_was(run: FakeRun) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import matplotlib; before = dict(matplotlib.rcParams)\n"
+        "from pathlib import Path; from autoresearch_hpc import history, journal, report, layout\n"
+        "l = layout.RunLayout(Path(sys.argv[2])); h = history.History.replay(journal.read(l.journal))\n"
+        "report.write_all(h, l); assert dict(matplotlib.rcParams) == before; print('pyplot' in str(sys.modules.keys()))"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, root, str(run.layout.root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "DISPLAY"},
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert run.layout.report_html.exists()
+
+
+# the page
+
+
+class _Page(html.parser.HTMLParser):
+    """Checks that tags nest, and keeps what matters."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_html_is_one_file_and_everything_in_it_is_escaped(run: FakeRun) -> None:
+    evil = "<script>alert('1')</script> & \"more\" <b>"
+    trials = run.propose([evil, "ok"])
+    run.layout.diff("r04-c00").write_bytes(b"--- a/x\n+++ b/x\n-<old> \xff\n+<img src=x onerror=y>\n")
+    run.done(trials[0], None)
+    run.done(trials[1], 0.99)
+    run.judge({"r04-c00": "crash", "r04-c01": "keep"}, {"r04-c01": 0.99})
+    report.write_all(run.history(), run.layout)
+    page = _Page(run.layout.report_html.read_text())
+    tags = [tag for tag, _ in page.seen]
+    assert "script" not in tags
+    assert tags.count("img") == 1
+    image = next(attributes["src"] for tag, attributes in page.seen if tag == "img")
+    assert image is not None
+    assert image.startswith("data:image/png;base64,")
+    assert not [a for _, a in page.seen for name in ("href", "src") if (a.get(name) or "data:").startswith("http")]
+    assert evil in page.text
+    assert "<img src=x onerror=y>" in page.text
+    assert "ValueError: a <bad> value" in page.text
+    assert tags.count("details") == 15
+    assert "0.990000" in page.text
+
+
+def test_a_huge_diff_is_cut(run: FakeRun) -> None:
+    run.layout.diff("r00-c00").write_text("+x\n" * 1_000_000)
+    report.write_all(run.history(), run.layout)
+    assert run.layout.report_html.stat().st_size < 3_000_000
+    assert "2,900,000 characters more in diff.patch" in run.layout.report_html.read_text()
+
+
+def test_the_bars_add_up(run: FakeRun) -> None:
+    report.write_all(run.history(), run.layout)
+    page = _Page(run.layout.report_html.read_text())
+    bars = [a for tag, a in page.seen if tag == "rect" and a["height"] == "14"]
+    widths = [float(a["width"] or 0) for a in bars[:6]]
+    assert widths[3] / sum(widths) == pytest.approx(300 / 485, abs=0.001)
+    assert "r01-c03-t0: startup 40 s" in page.text
+    assert "1 min 05 s CRASHED" in page.text
+
+
+# the command
+
+
+def test_report_makes_everything_again(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    runs_dir = str(run.layout.root.parent)
+    assert main(["cook book", "--runs-dir", runs_dir]) == 0
+    out = capsys.readouterr().out
+    assert "0.998559" in out
+    assert "the plan is complete" in out
+    for path in (run.layout.results_tsv, run.layout.trials_csv, run.layout.progress_png, run.layout.report_html):
+        assert path.stat().st_size > 100
+    before = run.layout.journal.read_bytes()
+    assert main([str(run.layout.root), "--runs-dir", "nowhere"]) == 0
+    assert run.layout.journal.read_bytes() == before
+
+
+def test_an_unknown_run_is_one_line_with_the_runs_there_are(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.layout.root.parent / "not a run").mkdir()
+    assert main(["cok", "--runs-dir", str(run.layout.root.parent)]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("there are: cook book\n")
+    assert err.count("\n") == 1
+
+
+def test_a_damaged_journal_is_one_line(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    content = run.layout.journal.read_bytes().splitlines(keepends=True)
+    run.layout.journal.write_bytes(b"".join([content[0], b"{torn\n", *content[2:]]))
+    assert main([str(run.layout.root)]) == 1
+    assert "damaged journal" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run.layout.results_tsv.mkdir()
+    assert main([str(run.layout.root)]) == 2
+    err = capsys.readouterr().err
+    assert "cannot write" in err
+    assert err.count("\n") == 1
+
+
+def test_find_run_prefers_the_tag_and_knows_the_newest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none was started yet"):
+        find_run(None, tmp_path / "runs")
+    for index, tag in enumerate(("b", "a", "c")):
+        run = FakeRun(tmp_path / "runs" / tag)
+        os.utime(run.layout.journal, (index, index))
+    assert [r.root.name for r in all_runs(tmp_path / "runs")] == ["c", "a", "b"]
+    assert find_run(None, tmp_path / "runs").root.name == "c"
+    assert find_run("a", tmp_path / "runs").root == tmp_path / "runs" / "a"
+    assert find_run(str(tmp_path / "runs" / "b"), tmp_path).root.name == "b"
+    with pytest.raises(ConfigError, match="there are: a, b, c"):
+        find_run("d", tmp_path / "runs")
