@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -41,7 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json_object(text: str) -> dict[str, Any]:
     """A JSON object from text. Raises ValueError on anything else, NaN and infinity included."""
-    payload = json.loads(text, parse_constant=_refuse_constant)
+    try:
+        payload = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
     if not isinstance(payload, dict):
         raise ValueError(f"expected a JSON object, found {type(payload).__name__}")
     return payload
@@ -49,6 +53,13 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # 1e999: JSON by its looks
+        raise ValueError(f"{text} is beyond what a float can hold")
+    return value
 
 
 def sync_directory(path: Path) -> None:

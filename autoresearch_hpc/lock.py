@@ -19,22 +19,24 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise RunLockedError(
-                f"another controller works on {path.parent}: {holder}", "wait for it, or stop it first"
-            ) from None
+        deadline = time.monotonic() + _PROBE_S
+        while not _lock(self._file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                who = _read(self._file)
+                self._file.close()
+                raise RunLockedError(
+                    f"another controller works on {path.parent}: {describe(who)}", "wait for it, or stop it first"
+                )
+            time.sleep(_PROBE_S / 10)
         self._file.seek(0)
         self._file.truncate()
         self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self._file.flush()
 
     def release(self) -> None:
-        self._file.close()
+        if not self._file.closed:
+            self._file.truncate(0)  # so that nobody is ever taken for the next holder
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -46,14 +48,32 @@ class RunLock:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock, as text, or None where nobody does."""
+    """Who holds the lock, or None where nobody does. Needs no more than to read the file, and makes nobody wait."""
     try:
-        file = path.open("r+")
+        file = path.open()
     except FileNotFoundError:
         return None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip() or "unknown"
-        return None
+        return None if _lock(file, fcntl.LOCK_SH) else _read(file)
+
+
+def describe(held: Holder) -> str:
+    """The holder in words."""
+    return f"pid {held.pid} on {held.host}" if held.pid else "a process that has only just begun"
+
+
+def _lock(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(file: TextIO) -> Holder:
+    file.seek(0)
+    try:
+        who = json.loads(file.read())
+        return Holder(host=str(who["host"]), pid=int(who["pid"]))
+    except (ValueError, KeyError, TypeError):
+        return Holder()

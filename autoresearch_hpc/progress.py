@@ -80,7 +80,9 @@ class Watch:
 class State:
     """A candidate as people see it: a word, how long it has been in it or took, and its value."""
 
-    word: str  # proposed, submitting, queued, starting, compiling, training, evaluating, retrying, or a Status
+    word: (
+        str  # proposed, submitting, queued, starting, compiling, training, evaluating, cancelled, retrying, or a Status
+    )
     elapsed_s: float | None = None  # of a running trial since its worker began; of a finished one in total
     running: bool = False
     value: float | None = None
@@ -97,8 +99,10 @@ def state_of(
     progress = look(trial)
     if result := progress.result:
         return State(word=str(result.status), elapsed_s=result.phases.total_s, value=result.metric.value)
-    if progress.phase:
+    if progress.phase and not trial.cancelled:
         return State(word=_PHASES[progress.phase], elapsed_s=_seconds(progress.started_at, now), running=True)
+    if trial.cancelled:
+        return State(word="cancelled")
     if trial.job is None:
         return State(word="submitting")
     word = "starting" if states.get(trial.id, "").startswith("RUNNING") else "queued"

@@ -5,6 +5,7 @@ wrong types, so a file of another schema is noticed at once.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -126,7 +127,8 @@ class Failure:
 class TrialResult:
     """`result.json`, schema 1: one execution of one candidate. A failed one has no metric value; it is never 0.0.
 
-    Times are UTC, ISO 8601. Raises ValueError where status and value contradict each other.
+    Times are UTC, ISO 8601. Raises ValueError where status and value contradict each other, and for a value
+    that is not finite.
     """
 
     run: str
@@ -161,6 +163,8 @@ class TrialResult:
             raise ValueError(f"result of schema {self.schema}, expected {SCHEMA}")
         if (self.status is Status.OK) != (self.metric.value is not None):
             raise ValueError(f"status {self.status} with metric value {self.metric.value}")
+        if self.metric.value is not None and not math.isfinite(self.metric.value):
+            raise ValueError(f"a metric of {self.metric.value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +282,9 @@ def from_json(cls: type[T], payload: Mapping[str, object]) -> T:
 
 
 def knob_value(value: object) -> KnobValue:
-    """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else."""
+    """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else, NaN and infinity included."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no setting: set a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

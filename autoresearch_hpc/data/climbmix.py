@@ -44,9 +44,17 @@ class ClimbmixCorpus:
         missing = [name for name in (*self._val, *self._train) if not (self._folder / name).is_file()]
         if not missing:
             return
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # its bars would break ours
+        from huggingface_hub import constants
+        from huggingface_hub.utils import logging as hub_logging
+
+        hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as would its word on every attempt
+        where = self._endpoint or constants.ENDPOINT
+        _log.info("downloading %d shards from %s to %s", len(missing), where, self._folder)
         with progress.stage("download", len(missing), "shards") as advance:
             for name in missing:
-                self._download(name)
+                self._download(name, where)
                 advance(1)
 
     def fingerprint(self) -> str:
@@ -64,12 +72,10 @@ class ClimbmixCorpus:
     def _names(self, split: Split) -> list[str]:
         return self._val if split == "val" else self._train
 
-    def _download(self, name: str) -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # its bars would break ours
+    def _download(self, name: str, where: str) -> None:
         from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        where = self._endpoint or constants.ENDPOINT
         self._folder.mkdir(parents=True, exist_ok=True)
         for pause_s in _PAUSES_S:
             try:
@@ -77,9 +83,11 @@ class ClimbmixCorpus:
                 hf_hub_download(REPO, name, repo_type="dataset", local_dir=self._folder, endpoint=self._endpoint)
                 return
             except _network_errors() as error:
-                what = (str(error).strip() or type(error).__name__).splitlines()[0]
+                unreachable = isinstance(error, LocalEntryNotFoundError)  # after several attempts of its own
+                cause = error.__cause__ if unreachable and error.__cause__ else error
+                what = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 status = getattr(getattr(error, "response", None), "status_code", None)
-                if pause_s is None or constants.HF_HUB_OFFLINE or status in (401, 403, 404):
+                if pause_s is None or unreachable or constants.HF_HUB_OFFLINE or status in (401, 403, 404):
                     raise DataError(
                         f"cannot download {name} of {REPO} from {where}: {what}",
                         "run the same command where there is internet, on a login node for one; what is there is kept",

@@ -110,7 +110,8 @@ class FilesCorpus:
         self._text_key = config.text_key
         self._val_mb = config.val_mb
         self._val = _expand(config.val_files)
-        self._all = [path for path in _expand(config.files) if path not in set(self._val)]
+        held_out = {path.resolve() for path in self._val}
+        self._all = [path for path in _expand(config.files) if path.resolve() not in held_out]
         if not self._all:
             raise DataError("corpus.files names only files of corpus.val_files", "name training text too")
         self._last_val_key = -1
@@ -164,14 +165,14 @@ def _num_val(sizes: Sequence[int], val_mb: float) -> int:
 
 def _expand(patterns: Sequence[str]) -> list[Path]:
     """The files that the patterns name, each once, in an order that mixes folders but never changes."""
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}  # a link's own name says what the file is, its target's says which
     for pattern in patterns:
         literal = Path(pattern).expanduser()
         if literal.is_dir():
             raise DataError(f"{literal} is a folder", f"name its files: '{literal}/*.txt'")
         names = [literal] if literal.exists() else map(Path, glob.glob(str(literal), recursive=True))  # noqa: PTH207 - any pattern
-        matched = {path.resolve() for path in names if path.is_file()}
+        matched = {path.resolve(): path.absolute() for path in sorted(names) if path.is_file()}
         if not matched:
             raise DataError(f"no file matches {pattern!r}", "correct corpus.files or corpus.val_files")
         found |= matched
-    return sorted(found, key=lambda path: (key(os.fsencode(path.name)), os.fsencode(path)))
+    return sorted(found.values(), key=lambda path: (key(os.fsencode(path.name)), os.fsencode(path)))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 _GAP = 2
-_LEAST = 8  # of the last column; a terminal that is narrower cuts the lines
+_LEAST = 4  # of the last column; a terminal that is narrower cuts the lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,15 +46,16 @@ def write_trials_csv(history: History, path: Path) -> None:
 
 
 def one_line(text: str) -> str:
-    """Text on one line: runs of white space, tabs and line ends included, become single spaces."""
-    return " ".join(text.split())
+    """Text on one line: white space, line ends and what a terminal would obey become single spaces."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _result_line(entry: Entry) -> str:
     result = entry.result
     commit = entry.candidate.commit[:7] if entry.candidate else ""
     memory = f"{result.peak_vram_mb / 1024:.1f}" if result and result.peak_vram_mb is not None else ""
-    return f"{commit}\t{formats.value(entry.value)}\t{memory}\t{entry.verdict}\t{entry.id}: {one_line(entry.proposal.title)}"
+    description = f"{entry.id}: {one_line(entry.proposal.title)}"
+    return "\t".join((commit, formats.value(entry.value), memory, str(entry.verdict), description))
 
 
 def _columns(record: Any, prefix: str = "") -> Iterator[str]:

@@ -117,6 +117,18 @@ def test_named_validation_files_never_train(tmp_path: Path) -> None:
     assert sorted(corpus.documents("train")) == ["a.txt", "b.txt"]
 
 
+def test_links_are_what_their_names_say_and_counted_once(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"blob{i}").write_text(json.dumps({"text": f"text {i}"}) + "\n")
+        (tmp_path / f"x{i}.jsonl").symlink_to(tmp_path / f"blob{i}")
+    (tmp_path / "y.jsonl").symlink_to(tmp_path / "blob0")
+    links = [str(tmp_path / "*.jsonl")]
+    corpus = _files(tmp_path, files=links)
+    assert sorted((*corpus.documents("val"), *corpus.documents("train"))) == ["text 0", "text 1", "text 2"]
+    corpus = _files(tmp_path, files=links, val_files=[str(tmp_path / "y.jsonl")])
+    assert sorted(corpus.documents("train")) == ["text 1", "text 2"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import io
 import os
 import subprocess
 import sys
@@ -144,12 +145,13 @@ def test_a_value_that_was_not_judged_is_leading_not_best(tmp_path: Path) -> None
 @pytest.mark.parametrize("width", [80, 60, 200])
 def test_the_table_fits_the_terminal(run: FakeRun, width: int) -> None:
     run.round([("a title that is longer than any terminal " * 5 + "[bold]\x1b[31m", 0.9, "keep")])
-    console = Console(width=width, record=True, file=(Path(os.devnull)).open("w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(summarize(run.history()), {"results": "x/results.tsv"}))
     lines = console.export_text().splitlines()
     assert max(len(line) for line in lines) <= width
-    assert any("0.998559" in line and "r03-c02" in line for line in lines)
+    assert any("0.998559" in line and " keep " in line for line in lines)
     assert any("…" in line for line in lines)
+    assert "\x1b" not in "".join(lines)
 
 
 def test_the_plain_summary_names_times_and_places(run: FakeRun) -> None:
@@ -252,15 +254,17 @@ def test_titles_with_mathematics_or_foreign_letters_are_drawn_as_text(tmp_path: 
         warnings.simplefilter("error")
         write_progress_png(run.history(), tmp_path / "p.png")
     texts = [t.get_text() for t in progress_figure(run.history()).axes[0].texts]
-    assert "LR $\\frac{1$ ?? ?" in texts
+    assert "LR $\\frac{1$ ??" in texts
 
 
 def test_drawing_leaves_matplotlib_as_it_was(run: FakeRun) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import matplotlib; before = dict(matplotlib.rcParams)\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import matplotlib; before = dict(dict.items(matplotlib.rcParams))\n"
         "from pathlib import Path; from autoresearch_hpc import history, journal, report, layout\n"
         "l = layout.RunLayout(Path(sys.argv[2])); h = history.History.replay(journal.read(l.journal))\n"
-        "report.write_all(h, l); assert dict(matplotlib.rcParams) == before; print('pyplot' in str(sys.modules.keys()))"
+        "report.write_all(h, l); assert dict(dict.items(matplotlib.rcParams)) == before\n"
+        "print('matplotlib.pyplot' in sys.modules)"
     )
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(

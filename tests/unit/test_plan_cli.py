@@ -1,0 +1,152 @@
+"""What `python -m autoresearch_hpc.plan` says of a configuration."""
+
+from pathlib import Path
+
+import pytest
+
+from autoresearch_hpc.plan import main
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with two plans of its own, far from the package's."""
+    here = tmp_path / 'a "repo" of Zoë\'s'
+    (here / "conf" / "round").mkdir(parents=True)
+    (here / "conf" / "round" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /agent: grid\n"
+        "plan:\n"
+        "  name: mine\n"
+        "  description: Two rounds of mine\n"
+        "  k: 3\n"
+        "  base: {DEPTH: 4}\n"
+        "  rounds:\n"
+        "    - candidates:\n"
+        '        - {title: "warm [bold]up", knobs: {WARMUP_RATIO: 0.1}}\n'
+        "        - {parent: baseline, knobs: {DEPTH: 5, MATRIX_LR: 0.05}}\n"
+        "        - {}\n"
+        "    - k: 5\n"
+        "space:\n"
+        "  knobs:\n"
+        "    DEPTH: {choices: [2, 4]}\n"
+        "    MATRIX_LR: {type: float, low: 0.01, high: 0.1, log: true, points: 4}\n"
+        '  bounds: ["DEPTH > 1"]\n'
+    )
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "80")
+    return here
+
+
+def _plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> list[str]:
+    assert main(["+round=mine", *overrides]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [line.rstrip() for line in out.splitlines()]
+
+
+def test_rounds_space_time_and_cost(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "cluster=slurm", "cluster.price_per_gpu_hour=2", "cluster.partition=gpu")
+    assert lines[0] == "mine: Two rounds of mine"
+    assert lines[4:9] == [
+        "    0  1  baseline: DEPTH=4",
+        "    1  3  warm [bold]up",
+        "          DEPTH=5, MATRIX_LR=0.05 (on baseline)",
+        "          replicate",
+        "    2  5  proposed by grid",
+    ]
+    text = "\n".join(lines)
+    assert "DEPTH      2, 4" in text
+    assert "MATRIX_LR  0.01 to 0.1 (float, log)" in text
+    assert "bound: DEPTH > 1" in text
+    assert "grid: 8 settings" in text
+    assert "trial         5 min 00 s of training, at most 21 min 00 s in all, one GPU" in text
+    assert "trials        9 in 3 rounds, all of a round at once" in text
+    assert "GPU hours     0.75 of training, at most 3.15" in text
+    assert "cost          $1.50 of training, at most $6.30 at $2.00 per GPU hour" in text
+    assert "wall time     15 min 00 s of training, at most 1 h 03 min" in text
+    assert "--partition=gpu --gpus-per-node=1 --time=" in text
+    assert "budget        no limits" in text
+    assert "warning: the grid has 8 settings, the plan has room for 5" in text
+    assert max(map(len, lines)) <= 80
+
+
+def test_warnings(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(
+        _plan(
+            capsys, "cluster=slurm", "cluster.max_parallel=2", "cluster.gpus=null", "cluster.time_min=5", "budget.usd=1",
+            "budget.max_trials=4", "budget.gpu_hours=0.5", "agent=random",
+        )
+    )  # fmt: skip
+    assert "5 trials a round, 2 at once: a round takes 3 waves" in text
+    assert "no GPU is asked for" in text
+    assert "cluster.time_min=5 is shorter than a trial's limits, 21 min" in text
+    assert "budget.usd has no effect without cluster.price_per_gpu_hour" in text
+    assert "budget.max_trials=4 ends the run before its 9 trials" in text
+    assert "budget.gpu_hours=0.5 may end the run early: at most 3.15 would be used" in text
+    assert "the grid has" not in text.partition("trial  ")[2]
+    assert "wall time     30 min 00 s of training" in text  # 1 + 2 + 3 waves
+
+
+def test_nothing_to_warn_of(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "cluster=slurm", "cluster.gpus=null", "cluster.gres=gpu:h100:1", "agent=random")
+    assert not [line for line in lines if line.startswith("warning")]
+    assert any("--gres=gpu:h100:1" in line for line in lines)
+
+
+def test_a_joined_baseline_is_counted_in_round_0(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "plan.baseline=joined", "cluster=slurm")
+    assert lines[4:6] == ["    0  4  baseline: DEPTH=4", "          warm [bold]up"]
+    assert any(line.startswith("trials        9 in 2 rounds") for line in lines)
+
+
+def test_many_rounds_are_cut_in_the_middle(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "plan.max_rounds=100", "cluster=slurm")
+    shown = [line.split()[0] for line in lines if "proposed by grid" in line or line.strip() == "..."]
+    assert shown == ["2", "3", "4", "5", "6", "7", "8", "...", "100"]
+    assert any(line.startswith("trials        499 in 101 rounds") for line in lines)
+
+
+def test_this_machine_has_no_sbatch_line(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "cluster=local", "cluster.max_parallel=1", "task.device=cpu")
+    assert any(line.startswith("cluster       this machine") for line in lines)
+    assert not [line for line in lines if line.startswith("sbatch")]
+    assert any(line.endswith("in all, CPU") for line in lines)
+
+
+@pytest.mark.parametrize("plan", ["quickstart", "linear", "cookbook", "knobs", "width"])
+def test_every_plan_of_the_package_can_be_shown(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([f"+round={plan}", "cluster=slurm"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"{plan}: ")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_nothing_is_touched(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(repo.rglob("*"))
+    _plan(capsys, "runs_dir=runs")
+    assert sorted(repo.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "+round=quickstart"),
+        (["+round=mien"], "did you mean +round=mine?"),
+        (["+round=mine", "plan.k=0"], "at least one candidate"),
+        (["+round=mine", "task.trian_s=3"], "did you mean task.train_s?"),
+        (["+round=mine", "space.bounds=['DEPTH >']"], "DEPTH >"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    overrides: list[str], said: str, repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(overrides) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
