@@ -49,7 +49,10 @@ def _cancel_array(layout: RunLayout, round_: int, job_name: str, trials: list[Tr
 
 
 def _ask_controller(held: str) -> str:
-    owner = json.loads(held)
+    try:
+        owner = json.loads(held)
+    except ValueError:  # locked a moment ago, its name still to be written
+        raise ConfigError("the run's controller has only just started", "try again") from None
     if owner["host"] != socket.gethostname():
         raise ConfigError(f"the run's controller is pid {owner['pid']} on {owner['host']}", "run this command there")
     os.kill(int(owner["pid"]), signal.SIGINT)

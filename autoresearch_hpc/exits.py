@@ -16,9 +16,12 @@ def run(main: Callable[[], int | None]) -> int:
     except AutoresearchError as error:
         print(f"autoresearch_hpc: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("autoresearch_hpc: interrupted", file=sys.stderr)
-        return 3
     except BrokenPipeError:  # `| head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a file of somebody else's: the system's words say it
+        print(f"autoresearch_hpc: {error}; correct it and start again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("autoresearch_hpc: interrupted", file=sys.stderr)
+        return 3

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch_hpc.errors import JournalError
-from autoresearch_hpc.journal import Event
+from autoresearch_hpc.journal import REMEDY, Event
 from autoresearch_hpc.records import (
     Candidate,
     Direction,
@@ -120,7 +120,7 @@ class History:
 
     @classmethod
     def replay(cls, events: list[Event]) -> "History":
-        """The state after these events. Raises JournalError on an event that it does not know."""
+        """The state after these events. Raises JournalError on one that it does not know or that makes no sense."""
         history = cls()
         for event in events:
             history.apply(event)
@@ -135,7 +135,13 @@ class History:
         elif self.active:
             self.active[-1] = (self.active[-1][0], event.at)
         self.last_at = event.at
-        handler(self, event.at, event.data)
+        try:
+            handler(self, event.at, event.data)
+        except (LookupError, ValueError, TypeError, AttributeError, StopIteration) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise JournalError(
+                f"damaged journal: event {event.seq} ({event.event}) makes no sense: {what}", REMEDY
+            ) from error
 
     def entries(self) -> Iterator[Entry]:
         """All candidates, in order."""

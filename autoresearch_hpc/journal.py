@@ -15,6 +15,8 @@ from typing import Any, Self
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.files import parse_json_object, sync_directory
 
+REMEDY = "restore the file from a backup, or start a new run with another tag="
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -70,15 +72,13 @@ def _parse(path: Path, content: bytes) -> list[Event]:
 
 
 def _events(path: Path, content: bytes) -> Iterator[Event]:
-    for number, line in enumerate(content.splitlines()):
+    for number, line in enumerate(content.split(b"\n")[:-1]):
         try:
             data = parse_json_object(line.decode())
             seq, at, event = data.pop("seq"), data.pop("at"), data.pop("event")
-        except (ValueError, KeyError) as error:
-            raise JournalError(f"damaged journal: {path} line {number + 1}: {error}", _REMEDY) from error
+            datetime.fromisoformat(at)
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(f"damaged journal: {path} line {number + 1}: {error}", REMEDY) from error
         if seq != number:
-            raise JournalError(f"damaged journal: {path} line {number + 1} has seq {seq}", _REMEDY)
+            raise JournalError(f"damaged journal: {path} line {number + 1} has seq {seq}", REMEDY)
         yield Event(seq=seq, at=at, event=event, data=data)
-
-
-_REMEDY = "restore the file from a backup, or start a new run with another tag="

@@ -172,7 +172,9 @@ def best_line(summary: Summary) -> str:
 def used_line(summary: Summary, settings: Settings) -> str:
     """What was used of what may be used; without limits, what was used."""
     gpu_h, wall_h = summary.trial_s / 3600, summary.active_s / 3600
-    parts = [f"{summary.num_trials}{_of(settings.max_trials)} trials"]
+    limited = settings.max_trials is not None
+    trials = formats.count(summary.num_trials, "trial")
+    parts = [f"{summary.num_trials}{_of(settings.max_trials)} trials" if limited else trials]
     if settings.gpu_hours is not None or gpu_h >= 0.01:
         parts.append(f"{gpu_h:.2f}{_of(settings.gpu_hours)} {'GPU' if summary.gpu_s else 'trial'} hours")
     if settings.usd is not None or summary.cost_usd:

@@ -4,11 +4,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from autoresearch_hpc.errors import RunLockedError
+
+_PROBE_S = 0.5  # far longer than a `holder` keeps its shared lock
 
 
 class RunLock:
@@ -22,12 +25,12 @@ class RunLock:
         deadline = time.monotonic() + _PROBE_S
         while not _lock(self._file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                who = _read(self._file)
+                who = _text(self._file)
                 self._file.close()
                 raise RunLockedError(
-                    f"another controller works on {path.parent}: {describe(who)}", "wait for it, or stop it first"
+                    f"another controller works on {path.parent}: {who}", "wait for it, or stop it first"
                 )
-            time.sleep(_PROBE_S / 10)
+            time.sleep(_PROBE_S / 20)
         self._file.seek(0)
         self._file.truncate()
         self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
@@ -35,7 +38,7 @@ class RunLock:
 
     def release(self) -> None:
         if not self._file.closed:
-            self._file.truncate(0)  # so that nobody is ever taken for the next holder
+            self._file.truncate(0)  # nobody shall take this process for the next holder
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -48,18 +51,13 @@ class RunLock:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock, or None where nobody does. Needs no more than to read the file, and makes nobody wait."""
+    """Who holds the lock, as text, or None where nobody does. A reader's rights are enough, and nobody is disturbed."""
     try:
         file = path.open()
     except FileNotFoundError:
         return None
     with file:
-        return None if _lock(file, fcntl.LOCK_SH) else _read(file)
-
-
-def describe(held: Holder) -> str:
-    """The holder in words."""
-    return f"pid {held.pid} on {held.host}" if held.pid else "a process that has only just begun"
+        return None if _lock(file, fcntl.LOCK_SH) else _text(file)
 
 
 def _lock(file: TextIO, kind: int) -> bool:
@@ -70,10 +68,6 @@ def _lock(file: TextIO, kind: int) -> bool:
     return True
 
 
-def _read(file: TextIO) -> Holder:
+def _text(file: TextIO) -> str:
     file.seek(0)
-    try:
-        who = json.loads(file.read())
-        return Holder(host=str(who["host"]), pid=int(who["pid"]))
-    except (ValueError, KeyError, TypeError):
-        return Holder()
+    return file.read().strip() or "unknown"

@@ -282,7 +282,7 @@ def from_json(cls: type[T], payload: Mapping[str, object]) -> T:
 
 
 def knob_value(value: object) -> KnobValue:
-    """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else, NaN and infinity included."""
+    """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else, NaN included."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no setting: set a finite number")
     if value is None or isinstance(value, bool | int | float | str):

@@ -75,7 +75,7 @@ def run(config: Config) -> Finished:
     fixed: Knobs = {"SEQ_LEN": config.corpus.seq_len, "VOCAB_SIZE": config.corpus.vocab_size}
     agent = agents.build(config.agent, config.plan, space, config.seed, fixed)
     place = cluster.build(config.cluster)
-    place.check(config.task.wall_limit_s)
+    place.check(config.task.wall_limit_s, layout.root)
     dataset = _data(config)
     _make_directory(layout)
     with ExitStack() as stack:

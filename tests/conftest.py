@@ -53,7 +53,7 @@ def toy(tmp_path: Path) -> Iterator[Callable[..., Toy]]:
     made: list[Toy] = []
 
     def make(name: str = "toy", **settings: Any) -> Toy:
-        made.append(Toy(tmp_path / f"it's {name} 5% %j \"é\"", **settings))
+        made.append(Toy(tmp_path / f'it\'s {name} 5% %x "é"', **settings))
         return made[-1]
 
     yield make

@@ -16,19 +16,28 @@ from pathlib import Path
 
 import submitit
 
-from autoresearch_hpc.cluster.protocol import JobState, Submission, worker_command
+from autoresearch_hpc.cluster.protocol import (
+    JobState,
+    Submission,
+    enclosing_variables,
+    require_usable,
+    worker_command,
+)
 from autoresearch_hpc.config import ClusterConfig
 from autoresearch_hpc.files import read_json, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.records import Status
 
 _PENDING = JobState("PENDING", ended=False)
 _RUNNING = JobState("RUNNING", ended=False)
 _ENDED = JobState("COMPLETED", ended=True)
+_CANCELLED = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
 _MARGIN_S = 120.0
 
 
 @dataclass(slots=True)
 class _Running:
+    spec: Path
     gpu: int | None
     pid: int  # of submitit's parent process, or of an adopted worker
     process: "subprocess.Popen[bytes] | None" = None
@@ -36,7 +45,7 @@ class _Running:
     def alive(self) -> bool:
         if self.process:
             return self.process.poll() is None
-        return _is_worker(self.pid)
+        return _is_worker(self.pid, self.spec)
 
 
 class LocalCluster:
@@ -57,53 +66,65 @@ class LocalCluster:
         self._setup = list(config.setup)
         self._waiting: dict[str, tuple[Submission, Path]] = {}
         self._running: dict[str, _Running] = {}
+        self._cancelled: set[str] = set()
 
-    def check(self, wall_limit_s: float) -> None:
-        """Nothing can be refused here."""
+    def check(self, wall_limit_s: float, folder: Path) -> None:
+        require_usable(folder)
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         write_json_atomic(submission.array.manifest, {"trials": [str(p) for p in submission.trials.values()]})
         for trial, spec in submission.trials.items():
             self._waiting[trial] = (submission, spec)
+            self._cancelled.discard(trial)
         self._refill()
         return {trial: f"local:{trial}" for trial in submission.trials}
 
     def adopt(self, submission: Submission) -> Mapping[str, str]:
         found = {}
         for trial, spec in submission.trials.items():
-            claim = TrialPaths(spec.parent).claim(0)
-            if not claim.exists():
+            claim = _claim(spec)
+            if claim is None:
                 continue
-            with contextlib.suppress(ValueError):  # claimed in this very moment: still being written
-                self._running[trial] = self._adopted(read_json(claim))
+            self._running[trial] = self._adopted(spec, claim)
             found[trial] = f"local:{trial}"
         return found
 
-    def _adopted(self, claim: Mapping[str, object]) -> _Running:
+    def _adopted(self, spec: Path, claim: Mapping[str, object]) -> _Running:
         visible = str(claim.get("visible") or "")
         gpu = int(visible) if visible.isdigit() else None
         if gpu in self._free_gpus:
             self._free_gpus.remove(gpu)
-        return _Running(gpu=gpu, pid=int(str(claim["pid"])))
+        return _Running(spec=spec, gpu=gpu, pid=int(str(claim["pid"])))
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
         for trial, running in list(self._running.items()):
             if not running.alive():
-                del self._running[trial]
-                if running.gpu is not None:
-                    self._free_gpus.append(running.gpu)
+                self._release(trial, running)
         self._refill()
         return {trial: self._state(trial) for trial in jobs}
+
+    def _release(self, trial: str, running: _Running) -> None:
+        """The process has ended, but it may have left at once because an earlier controller's worker has the trial."""
+        del self._running[trial]
+        if running.gpu is not None:
+            self._free_gpus.append(running.gpu)
+        claim = _claim(running.spec)
+        if claim and (other := self._adopted(running.spec, claim)).alive():
+            self._running[trial] = other
 
     def _state(self, trial: str) -> JobState:
         if trial in self._waiting:
             return _PENDING
-        return _RUNNING if trial in self._running else _ENDED
+        if trial in self._running:
+            return _RUNNING
+        return _CANCELLED if trial in self._cancelled else _ENDED
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
         for trial in jobs:
-            self._waiting.pop(trial, None)
-            if running := self._running.get(trial):
+            running = self._running.get(trial)
+            if running or self._waiting.pop(trial, None):
+                self._cancelled.add(trial)
+            if running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, signal.SIGTERM)  # submitit's parent hands it on to the worker
 
@@ -113,7 +134,7 @@ class LocalCluster:
             submission, spec = self._waiting.pop(trial)
             gpu = self._free_gpus.pop(0) if self._free_gpus else None
             process = self._start(submission, spec, gpu)
-            self._running[trial] = _Running(gpu=gpu, pid=process.pid, process=process)
+            self._running[trial] = _Running(spec=spec, gpu=gpu, pid=process.pid, process=process)
 
     def _start(self, submission: Submission, spec: Path, gpu: int | None) -> "subprocess.Popen[bytes]":
         executor = submitit.LocalExecutor(submission.array.root)
@@ -122,9 +143,11 @@ class LocalCluster:
             gpus_per_node=0 if gpu is None else 1,
             visible_gpus=() if gpu is None else (gpu,),
             stderr_to_stdout=True,
-            setup=self._setup,
         )
-        command = worker_command(self._python, ["--trial", str(spec)])
+        # The shell becomes the worker, so that a signal finds it; submitit's own way with setup lines loses signals.
+        shell = "\n".join([*self._setup, f"exec {worker_command(self._python, ['--trial', str(spec)])}"])
+        unset = [f"--unset={name}" for name in enclosing_variables()]
+        command = shlex.join(["env", *unset, "bash", "-c", shell])
         # What is ignored here stays ignored there: Ctrl-C and a closed terminal reach only the controller.
         ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
         try:
@@ -149,8 +172,18 @@ def visible_gpus() -> list[int]:
     return list(range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines())))
 
 
-def _is_worker(pid: int) -> bool:
+def _claim(spec: Path) -> dict[str, object] | None:
+    """What the trial's worker said when it took the trial; None where nobody has, or is just writing it."""
     try:
-        return b"autoresearch_hpc.trial.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return read_json(TrialPaths(spec.parent).claim(0))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_worker(pid: int, spec: Path) -> bool:
+    """Whether pid is the worker of this trial, and not another process that has its number by now."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    return b"autoresearch_hpc.trial.worker" in words and os.fsencode(spec) in words

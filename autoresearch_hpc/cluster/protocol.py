@@ -1,11 +1,14 @@
 """What every back end does, and the words for it."""
 
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.layout import ArrayPaths
 from autoresearch_hpc.records import Status
 
@@ -40,8 +43,11 @@ class Cluster(Protocol):
     max_array: int  # the most trials that one submission may hold
     num_threads: int | None  # CPU threads a trial may use; None: what the node gives
 
-    def check(self, wall_limit_s: float) -> None:
-        """Whether a trial would be accepted, before anything is made. Raises ClusterError where it would not."""
+    def check(self, wall_limit_s: float, folder: Path) -> None:
+        """Whether trials with their files below folder would be accepted, before anything is made.
+
+        Raises ClusterError where the cluster would refuse them, ConfigError where folder cannot be used.
+        """
         ...
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
@@ -64,3 +70,24 @@ class Cluster(Protocol):
 def worker_command(python: str, arguments: Sequence[str]) -> str:
     """The shell command that runs a trial's worker; `python` is a shell command itself (a container, say)."""
     return f"{python} -P -u -m autoresearch_hpc.trial.worker {shlex.join(arguments)}"
+
+
+_ENCLOSING = re.compile(r"(SLURM|SBATCH|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+_CONNECTION = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+
+
+def enclosing_variables() -> list[str]:
+    """Names of the variables that an enclosing job, or a user's habits, give Slurm's commands and our workers.
+
+    They would override the options of a submission, change the form of answers, and pass for the trial's own.
+    """
+    return sorted(name for name in os.environ if _ENCLOSING.match(name) and name not in _CONNECTION)
+
+
+_UNUSABLE = re.compile(r"%[jtAan]|[\\\n]")  # submitit fills those in, also in folders; Slurm drops backslashes
+
+
+def require_usable(folder: Path) -> None:
+    """Raise ConfigError where logs could not be written below folder."""
+    if found := _UNUSABLE.search(str(folder)):
+        raise ConfigError(f"{str(folder)!r} holds {found[0]!r}, which file names of jobs cannot", "set runs_dir=")

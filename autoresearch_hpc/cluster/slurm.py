@@ -4,10 +4,12 @@ The array's task reads its trial from `array.json` by its index. No pickles trav
 `sbatch` has answered, and a controller that dies in that moment loses nothing.
 """
 
+import functools
 import getpass
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,8 +21,15 @@ from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
 
-from autoresearch_hpc.cluster.protocol import JobState, Submission, worker_command
+from autoresearch_hpc.cluster.protocol import (
+    JobState,
+    Submission,
+    enclosing_variables,
+    require_usable,
+    worker_command,
+)
 from autoresearch_hpc.config import ClusterConfig
 from autoresearch_hpc.errors import ClusterError
 from autoresearch_hpc.files import read_json, write_json_atomic
@@ -30,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 _WARNING_S = 60  # before Slurm's limit: the worker writes its result
 _COMMAND_LIMIT_S = 60
+_RETRY_S = (2.0, 10.0)  # before sbatch is tried again
+_TRANSIENT = re.compile(r"timed out|unable to contact|connection refused|zero bytes|temporarily unable", re.IGNORECASE)
 _FORGOTTEN_S = 60.0  # unknown to squeue and sacct for so long: the job is gone
 _LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"} | {
     "RESIZING",
@@ -58,11 +69,12 @@ class SlurmCluster:
         self._states: dict[str, JobState] = {}
         self._unknown_since: dict[str, float] = {}
 
-    def check(self, wall_limit_s: float) -> None:
-        with tempfile.TemporaryDirectory(prefix="autoresearch-check-") as folder:
-            executor = _ArrayExecutor(folder)
+    def check(self, wall_limit_s: float, folder: Path) -> None:
+        require_usable(folder)
+        with tempfile.TemporaryDirectory(prefix="autoresearch-check-") as empty:
+            executor = _ArrayExecutor(empty)
             executor.update_parameters(**self._parameters("autoresearch-check", 1, wall_limit_s))
-            script = Path(folder) / "check.sh"
+            script = Path(empty) / "check.sh"
             script.write_text(executor.script("true"))
             answer = _run([*_sbatch(), "--test-only", str(script)])
         if answer.returncode != 0:
@@ -76,12 +88,19 @@ class SlurmCluster:
         executor.update_parameters(**parameters)
         python = self._config.python or shlex.quote(sys.executable)
         command = worker_command(python, ["--array", str(submission.array.manifest)])
-        try:
-            array = executor.submit_tasks(command, len(submission.trials))
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise _refused(str(error)) from error
         self._asked_at = -math.inf
-        return {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
+        for pause_s in (*_RETRY_S, None):
+            try:
+                array = executor.submit_tasks(command, len(submission.trials))
+                return {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
+            except (FailedJobError, FailedSubmissionError) as error:
+                if pause_s is None or not _TRANSIENT.search(str(error)):
+                    raise _refused(str(error)) from error
+                _log.warning("sbatch failed: %s; looking whether it went through", _last_line(str(error)))
+            time.sleep(pause_s)
+            if found := self.adopt(submission):
+                return found
+        raise AssertionError("the last attempt returns or raises")
 
     def _parameters(self, job_name: str, count: int, wall_limit_s: float) -> dict[str, object]:
         config = self._config
@@ -114,10 +133,13 @@ class SlurmCluster:
         arrays = _ask(
             ["squeue", "-h", "-t", "all", "-u", getpass.getuser(), f"--name={submission.job_name}", "-o", "%F"]
         )
+        if arrays is None:
+            problem = f"squeue does not answer: unknown whether {submission.job_name} was submitted"
+            raise ClusterError(problem, "start again when it does")
         if not arrays:
             since = ["-S", "now-30days"]
             arrays = _ask(["sacct", "-n", "-P", "-X", *since, f"--name={submission.job_name}", "-o", "JobID"])
-        ids = sorted({line.split("_")[0] for line in arrays or []}, key=int)
+        ids = sorted({id_ for line in arrays or [] if (id_ := line.split("_")[0]).isdigit()}, key=int)
         if not ids:
             return {}
         order = [str(path) for path in read_json(submission.array.manifest)["trials"]]
@@ -133,14 +155,15 @@ class SlurmCluster:
         arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
         if not arrays:
             return {}
-        lines = _ask(["squeue", "-h", "-r", "-t", "all", "-j", arrays, "-o", "%F_%K|%T"])
-        states = _read_states(lines or [])
+        queue = _ask(["squeue", "-h", "-r", "-t", "all", "-j", arrays, "-o", "%F_%K|%T"])
+        states = _read_states(queue or [])
         forgotten = jobs - set(states)
         if forgotten:
             arrays = ",".join(sorted({job.split("_")[0] for job in forgotten}))
             lines = _ask(["sacct", "-n", "-P", "-X", "-j", arrays, "-o", "JobID,State"])
             states = _read_states(lines or []) | states
-        for job in jobs - set(states):
+        self._unknown_since = {job: since for job, since in self._unknown_since.items() if job not in states}
+        for job in jobs - set(states) if queue is not None else ():  # silence is no news of a job
             since = self._unknown_since.setdefault(job, time.monotonic())
             if time.monotonic() - since > _FORGOTTEN_S:
                 states[job] = JobState("UNKNOWN", ended=True)
@@ -161,6 +184,10 @@ class _ArrayExecutor(submitit.SlurmExecutor):
         self.parameters["map_count"] = count
         return str(self._submit_command(command).job_id)
 
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        folder = str(self.folder).replace("%", "%%")  # in the names of log files Slurm fills in %x and the like
+        return str(_make_sbatch_string(command=command, folder=folder, **self.parameters))
+
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return [*_sbatch(), str(submission_file_path)]
 
@@ -170,14 +197,19 @@ class _ArrayExecutor(submitit.SlurmExecutor):
         return str(self._make_submission_file_text(command, "check"))
 
 
+_PREFIX = re.compile(r"^(sbatch: )?(error: )?((allocation failure|Batch job submission failed): )?")
+
+
 def _sbatch() -> list[str]:
     """sbatch without the variables of an enclosing job, which would override the script's own options."""
-    enclosing = [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"]
-    return ["env", *(f"--unset={name}" for name in enclosing), "sbatch"]
+    return ["env", *(f"--unset={name}" for name in enclosing_variables()), "sbatch"]
 
 
 def _refused(answer: str) -> ClusterError:
-    return ClusterError(f"sbatch refused: {_last_line(answer)}", "correct cluster.* or ask what your site allows")
+    """All that sbatch said, in one line: its general last line often hides which value was meant."""
+    lines = [_PREFIX.sub("", line.strip()) for line in answer.splitlines()]
+    said = ", ".join(dict.fromkeys(line for line in lines if line and not line.startswith("Try "))) or "no reason given"
+    return ClusterError(f"sbatch refused: {said}", "correct cluster.* or ask what your site allows")
 
 
 def answers() -> bool:
@@ -202,18 +234,28 @@ def _read_states(lines: Sequence[str]) -> dict[str, JobState]:
 
 
 def _ask(command: list[str]) -> list[str] | None:
-    """The lines of a query's answer; None where it failed, which is logged."""
+    """The lines of a query's answer; None where it failed, which is logged once."""
     answer = _run(command)
     if answer.returncode == 0:
         return answer.stdout.split("\n")[:-1]
-    if "Invalid job id" not in answer.stderr:  # squeue's word for jobs that it has forgotten
-        _log.warning("%s failed: %s", command[0], _last_line(answer.stderr))
+    if "Invalid job id" in answer.stderr:  # squeue's word for jobs that it has forgotten
+        return []
+    _warn_once(f"{command[0]} failed: {_last_line(answer.stderr)}")
     return None
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    hidden = set(enclosing_variables())
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {_COMMAND_LIMIT_S} s")
     except FileNotFoundError:

@@ -34,9 +34,10 @@ def describe() -> dict[str, Any]:
         train_s = 0.0
     if not train_s > 0:
         raise ConfigError(f"{TRAIN_VARIABLE}={text}", "give seconds above 0")
+    data_dir = find_data()
     scratch = Path(tempfile.mkdtemp(prefix="autoresearch-"))
     return {
-        "data_dir": str(find_data()),
+        "data_dir": str(data_dir),
         "seed": 0,
         "train_s": train_s,
         "device": "auto",

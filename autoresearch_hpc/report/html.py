@@ -60,7 +60,7 @@ def _header(history: History, settings: Settings, summary: Summary) -> Iterator[
         ("state", ended),
         ("autoresearch_hpc", __version__),
     ]
-    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts if text)
     yield f'<dl class="facts">{cells}</dl>'
 
 
@@ -215,7 +215,8 @@ main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere } h2 { margin: 40px 0 12px; font-size: 18px }
 .lead { margin: 4px 0 0; color: var(--faint) }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 16px 0 0; font-size: 13px }
-.facts dt { color: var(--faint) } .facts dd { margin: 0 0 0 -18px; font-weight: 600; overflow-wrap: anywhere }
+.facts dt, .facts dd { display: inline; margin: 0 } .facts dt { color: var(--faint); margin-right: 6px }
+.facts dd { font-weight: 600; overflow-wrap: anywhere }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 1px; margin: 24px 0;
   background: var(--line); border: 1px solid var(--line) }
 .figures div { display: flex; flex-direction: column; padding: 12px 14px; background: #fff; font-size: 12px;

@@ -217,15 +217,16 @@ def _cells(row: RoundSummary) -> tuple[str, ...]:
 
 
 def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
+    name = f"best {summary.metric}"
     if summary.best is not None and summary.best_candidate is not None:
         commit = f", commit {summary.best_commit[:7]}" if summary.best_commit else ""
-        yield f"best {summary.metric}  {formats.value(summary.best)}  {summary.best_candidate}{commit}"
+        yield f"{name}  {formats.value(summary.best)}  {summary.best_candidate}{commit}"
         if summary.improvement is not None and summary.best_candidate != candidate_id(0, 0):
             share = f" ({summary.improvement / abs(summary.baseline):.2%})" if summary.baseline else ""
             better = f"better by {formats.difference(summary.improvement)}{share}"
-            yield f"baseline      {formats.value(summary.baseline)}  {better}"
+            yield f"{'baseline':<{len(name)}}  {formats.value(summary.baseline)}  {better}"
     else:
-        yield f"best {summary.metric}  none yet"
+        yield f"{name}  none yet"
     counts = f"{formats.count(summary.num_experiments, 'experiment')}, {summary.num_failed} failed"
     if summary.num_failed:
         words = (f"{n} {status}" for status, n in sorted(summary.statuses.items()) if status is not Status.OK)

@@ -8,12 +8,19 @@ import select
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1
 _TICK_S = 0.05
+_CHUNK = 65_536  # bytes; also the longest line that is listened to
+_MAX_PIPE = 1 << 20  # bytes that an unprivileged process may leave in a pipe
+_REAP_S = 10.0  # for a process that the kernel holds back: then the result matters more
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stopped(Exception):
@@ -74,42 +81,51 @@ class Child:
                 cwd=cwd,
                 pass_fds=[write_fd],
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         os.close(write_fd)
         os.set_blocking(read_fd, False)
         self._fd = read_fd
-        self._buffer = b""
+        self._partial = b""
+        self._events: deque[dict[str, Any]] = deque()
 
-    def events(self) -> list[dict[str, Any]]:
-        """The complete JSON objects that have arrived since the last call; waits for at most one tick."""
-        if select.select([self._fd], [], [], _TICK_S)[0]:
-            with contextlib.suppress(BlockingIOError):
-                chunk = os.read(self._fd, 65536)
-                self._buffer += chunk
-                if not chunk:
-                    time.sleep(_TICK_S)  # the pipe is closed: do not spin
-        *lines, self._buffer = self._buffer.split(b"\n")
-        found = []
+    def _read(self, tick_s: float) -> bool:
+        """Take in what has arrived, waiting for at most a tick; False where nothing has. The child is not trusted."""
+        if not select.select([self._fd], [], [], tick_s)[0]:
+            return False
+        try:
+            chunk = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            time.sleep(tick_s)  # the pipe is closed: do not spin
+            return False
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        self._partial = self._partial[: _CHUNK + 1]
         for line in lines:
-            with contextlib.suppress(ValueError):  # the child is not trusted
-                event = json.loads(line)
+            with contextlib.suppress(ValueError, RecursionError):
+                event = json.loads(line) if len(line) <= _CHUNK else None
                 if isinstance(event, dict):
-                    found.append(event)
-        return found
+                    self._events.append(event)
+        return True
 
     def wait(self, until: Callable[[dict[str, Any]], bool], limit_s: float, stop: StopFlag) -> bool:
         """Feed events to `until` until it says so (True) or the child is gone or out of time (False).
 
-        Raises Stopped on a stopping signal.
+        Events that came behind the one that ended a wait are the next wait's. Raises Stopped on a stopping signal.
         """
         deadline = time.monotonic() + limit_s
+        last_words = _MAX_PIPE // _CHUNK
         while time.monotonic() < deadline:
             stop.check()
-            gone = self.process.poll() is not None  # asked before reading: its last words are not missed
-            for event in self.events():
-                if until(event):
+            while self._events:
+                if until(self._events.popleft()):
                     return True
-            if gone:
+            gone = self.process.poll() is not None  # asked before reading: its last words are not missed
+            if not self._read(0.0 if gone else _TICK_S) and gone:
+                return False
+            last_words -= gone  # what it left behind may go on writing
+            if last_words < 0:
                 return False
         return False
 
@@ -126,12 +142,13 @@ class Child:
 
     def kill(self) -> None:
         """End the child and its process group, and reap it."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         if self.process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_REAP_S)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -139,25 +156,30 @@ class Child:
 
 def adopt_orphans() -> None:
     """Make processes that lose their parent children of this one, so that `kill_descendants` finds them."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end the child with its worker, should that be killed outright."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def kill_descendants() -> int:
     """SIGKILL everything below this process and reap it. Returns how many processes were left."""
-    killed = 0
+    killed: set[int] = set()
     for _ in range(100):
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         pids = _descendants(os.getpid())
         if not pids:
             break
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of a setuid program
                 os.kill(pid, signal.SIGKILL)
-                killed += 1
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        killed.update(pids)
         time.sleep(0.01)
-    return killed
+    return len(killed)
 
 
 def _descendants(root: int) -> list[int]:

@@ -29,6 +29,8 @@ class CommandTrial:
         work = paths.root / "work"  # trials of one candidate may run side by side, and scripts write where they stand
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(spec.src, work, symlinks=True)
+        if self._command.metric_json:
+            _remove(work / self._command.metric_json)
         extra = {"AUTORESEARCH_SEED": str(spec.seed), **self._command.env}
         self._phases.enter(Phase.TRAIN)
         child = Child(
@@ -42,52 +44,40 @@ class CommandTrial:
             child.wait(lambda event: False, spec.train_s + spec.grace_s, self._stop)
             if child.running:
                 message = f"the command took longer than {spec.train_s + spec.grace_s:g} s"
-                return self._ending(
-                    Status.TIMEOUT, error=Failure(type="Timeout", message=message, tail=log_tail(paths.log))
+                return Ending(
+                    status=Status.TIMEOUT, error=Failure(type="Timeout", message=message, tail=log_tail(paths.log))
                 )
         finally:
             child.kill()
         self._phases.close(Phase.TRAIN)
         if child.process.returncode != 0:
             status, error = failure(child.process.returncode, paths.log)
-            return self._ending(status, error=error)
+            return Ending(status=status, error=error)
         return self._score(work)
 
     def _score(self, work: Path) -> Ending:
         try:
             value = read_metric(self._command, work, self._paths.log)
         except ValueError as problem:
-            return self._ending(
-                Status.INVALID, error=Failure(type="NoMetric", message=str(problem), tail=log_tail(self._paths.log))
+            return Ending(
+                status=Status.INVALID,
+                error=Failure(type="NoMetric", message=str(problem), tail=log_tail(self._paths.log)),
             )
         if not math.isfinite(value):
-            return self._ending(Status.DIVERGED, error=Failure(type="Diverged", message=f"the metric is {value}"))
-        return self._ending(Status.OK, value=value)
+            return Ending(status=Status.DIVERGED, error=Failure(type="Diverged", message=f"the metric is {value}"))
+        return Ending(status=Status.OK, value=value)
 
-    def _ending(self, status: Status, value: float | None = None, error: Failure | None = None) -> Ending:
-        seconds = self._phases.seconds()
-        return Ending(
-            status=status,
-            value=value,
-            error=error,
-            startup_s=seconds.get(Phase.STARTUP),
-            train_s=seconds.get(Phase.TRAIN),
-        )
+
+def _remove(path: Path) -> None:
+    """An old metric that was committed with the script is nobody's result."""
+    if path.is_file() or path.is_symlink():
+        path.unlink()
 
 
 def read_metric(command: CommandSpec, work: Path, log: Path) -> float:
     """The metric from its JSON file or from the output. Raises ValueError saying what is missing."""
     if command.metric_json:
-        path = work / command.metric_json
-        try:
-            node = json.loads(path.read_text(encoding="utf-8"))
-            for key in (command.metric_key or "").split("."):
-                node = node[key]
-            return float(node)
-        except OSError:
-            raise ValueError(f"the script wrote no {command.metric_json}") from None
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{command.metric_json} has no number at {command.metric_key!r}") from None
+        return _of_json(work / command.metric_json, command.metric_json, command.metric_key or "")
     assert command.metric_regex
     found = re.findall(command.metric_regex, log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     if not found:
@@ -96,3 +86,32 @@ def read_metric(command: CommandSpec, work: Path, log: Path) -> float:
         return float(found[-1])
     except (TypeError, ValueError):
         raise ValueError(f"{command.metric_regex!r} must have one group that matches a number") from None
+
+
+def _of_json(path: Path, name: str, key: str) -> float:
+    if not path.is_file():  # nor a pipe, which would keep the worker waiting
+        raise ValueError(f"the script wrote no {name}")
+    try:
+        return _number(_find(json.loads(path.read_text(encoding="utf-8")), key))
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(f"{name} has no number at {key!r}") from None
+
+
+def _find(node: object, key: str) -> object:
+    """The value at a dotted key; a key that holds dots itself is found as it is."""
+    if isinstance(node, dict) and key in node:
+        return node[key]
+    first, _, rest = key.partition(".")
+    inner = node[int(first)] if isinstance(node, list) else node[first]  # type: ignore[index]
+    return _find(inner, rest) if rest else inner
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("no number")
+    try:
+        return float(value)
+    except OverflowError:  # JSON's integers have no bounds
+        return math.inf

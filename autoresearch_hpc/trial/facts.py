@@ -8,28 +8,52 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from autoresearch_hpc.records import Failure, Gpu, SlurmJob, Status
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|AUTH(?!ORESEARCH)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|COOKIE|AUTH|_PAT$|JWT", re.IGNORECASE
+)
+_LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a password within an address, of a proxy or a database
+# What `nvidia-smi -L` prints of a GPU, and below it of each slice:
+_DEVICE = re.compile(
+    r"^GPU (\d+): (.*) \(UUID: (GPU-\S+)\)|^ +MIG (\S+) +Device +\d+: \(UUID: (MIG-\S+)\)",
+    re.MULTILINE,
+)
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))(?:: ?(.*))?$", re.MULTILINE)
+_OUT_OF_MEMORY = re.compile(
+    r"MemoryError|out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 _TAIL_LINES = 40
 _TAIL_BYTES = 16_384
 
 
 def gpu() -> Gpu:
-    """The GPU of this trial as the driver names it: the first visible one."""
+    """The GPU of this trial as the driver names it: the first visible one, or slice of one (MIG)."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not shutil.which("nvidia-smi"):
         return Gpu(count=0, visible=visible)
-    query = ["nvidia-smi", "--query-gpu=index,name,uuid", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if "," in line]
-    if visible is not None:
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    found = [_Device(match[1], match[2] or f"MIG {match[4]}", match[3] or match[5]) for match in _DEVICE.finditer(answer.stdout)]
+    if visible is None:
+        found = [device for device in found if device.number]
+    else:
         wanted = [name.strip() for name in visible.split(",") if name.strip()]
-        rows = [row for name in wanted for row in rows if row[0] == name or row[2].startswith(name)]
-    if not rows:
+        found = [d for name in wanted for d in found if d.number == name or _is_uuid_of(name, d.uuid)]
+    if not found:
         return Gpu(count=0, visible=visible)
-    return Gpu(name=rows[0][1], uuid=rows[0][2], count=len(rows), visible=visible)
+    return Gpu(name=found[0].name, uuid=found[0].uuid, count=len(found), visible=visible)
+
+
+class _Device(NamedTuple):
+    number: str | None  # of a GPU; a slice has none
+    name: str
+    uuid: str
+
+
+def _is_uuid_of(name: str, uuid: str) -> bool:
+    return name.startswith(("GPU-", "MIG-")) and uuid.startswith(name)  # CUDA takes any beginning that is unique
 
 
 def slurm_job() -> SlurmJob | None:
@@ -55,7 +79,7 @@ def attempt() -> int:
 
 def child_environment(num_threads: int | None, extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without secrets, with caches on the node and a bound on threads."""
-    env = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    env = {name: value for name, value in os.environ.items() if not _SECRET.search(name) and not _LOGIN.search(value)}
     cache = Path(tempfile.gettempdir()) / f"autoresearch_hpc-{os.getuid()}"
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))  # these race on network filesystems
     env.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
@@ -71,24 +95,36 @@ def child_environment(num_threads: int | None, extra: Mapping[str, str]) -> dict
 
 def log_tail(path: Path) -> str:
     """The last lines of a log, or nothing."""
-    if not path.exists():
+    return "\n".join(_end(path).splitlines()[-_TAIL_LINES:])
+
+
+def _end(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES).decode("utf-8", errors="replace").replace("\0", "")
+    except OSError:
         return ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def failure(returncode: int, log: Path) -> tuple[Status, Failure]:
     """Why a child ended with this exit status: from its traceback, its signal or its status."""
-    tail = log_tail(log)
-    found = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(.*)$", tail, re.MULTILINE)
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
-        hint = ", perhaps for want of host memory" if name == "SIGKILL" else ""
-        return Status.CRASHED, Failure(type=name, message=f"ended by signal {name}{hint}", tail=tail)
+    tail, number = log_tail(log), _signal(returncode)
+    found = _EXCEPTION.findall(_end(log))
+    counts = found if number else found[-1:]  # an abort may follow from an exception, and name another one
+    memory = [(type_, message) for type_, message in counts if _OUT_OF_MEMORY.search(f"{type_}: {message}")]
+    if memory:
+        return Status.OOM, Failure(type=memory[-1][0], message=memory[-1][1][:500], tail=tail)
+    if number:
+        hint = ", perhaps for want of host memory" if number is signal.SIGKILL else ""
+        return Status.CRASHED, Failure(type=number.name, message=f"ended by signal {number.name}{hint}", tail=tail)
     if found:
         type_, message = found[-1]
-        memory = type_.endswith(("OutOfMemoryError", "MemoryError")) or "out of memory" in message.lower()
-        return (Status.OOM if memory else Status.CRASHED), Failure(type=type_, message=message[:500], tail=tail)
+        return Status.CRASHED, Failure(type=type_, message=message[:500], tail=tail)
     return Status.CRASHED, Failure(type="ExitStatus", message=f"exit status {returncode}", tail=tail)
+
+
+def _signal(returncode: int) -> signal.Signals | None:
+    """The signal that ended the child itself, or by a shell's account (128 + number) a process of it."""
+    number = -returncode if returncode < 0 else returncode - 128
+    return next((known for known in signal.Signals if known == number), None)

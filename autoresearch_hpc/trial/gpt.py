@@ -19,6 +19,8 @@ from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 SESSION_SCHEMA = 1
+_MAX_COUNT = 10**18
+_ANSWERS = (Status.OK, Status.INVALID, Status.DIVERGED, Status.OOM, Status.CRASHED)
 
 
 class GptTrial:
@@ -115,13 +117,8 @@ class GptTrial:
             return True
 
         if evaluator.wait(on_answer, self._spec.eval_limit_s, self._stop):
-            status = Status(answer["status"])
             self._phases.close(Phase.EVAL)
-            if status is Status.OK:
-                if math.isfinite(answer["value"]):
-                    return self._ending(status, None, value=float(answer["value"]))
-                status, answer = Status.DIVERGED, {"type": "Diverged", "message": "the score is not finite"}
-            return self._ending(status, Failure(type=str(answer["type"]), message=str(answer["message"])))
+            return self._scored(answer)
         if evaluator.running:
             message = (
                 f"the evaluation took longer than {self._spec.eval_limit_s:g} s ({time.monotonic() - begun:.0f} s)"
@@ -130,17 +127,24 @@ class GptTrial:
         status, error = failure(evaluator.process.returncode, self._paths.evaluate_log)
         return self._ending(status, error)
 
+    def _scored(self, answer: dict[str, Any]) -> Ending:
+        """The evaluator's answer; the candidate's code runs there too and may have spoilt it."""
+        status = next((s for s in _ANSWERS if s.value == answer.get("status")), None)
+        value = _number(answer.get("value"))
+        if status is Status.OK and value is not None:
+            return self._ending(status, None, value=value)
+        if status is None or status is Status.OK:
+            message = f"the evaluator's answer makes no sense: {str(answer)[:200]}"
+            return self._ending(Status.INVALID, Failure(type="BadAnswer", message=message))
+        type_, message = (str(answer.get(key, "unknown"))[:500] for key in ("type", "message"))
+        return self._ending(status, Failure(type=type_, message=message))
+
     def _ending(self, status: Status, error: Failure | None, value: float | None = None) -> Ending:
-        seconds = self._phases.seconds()
         facts = self._facts
         return Ending(
             status=status,
             value=value,
             error=error,
-            startup_s=seconds.get(Phase.STARTUP),
-            compile_s=seconds.get(Phase.COMPILE),
-            train_s=seconds.get(Phase.TRAIN),
-            eval_s=seconds.get(Phase.EVAL),
             steps=_count(facts.get("steps")),
             tokens=_count(facts.get("tokens")),
             num_params=_count(facts.get("num_params")),
@@ -150,9 +154,11 @@ class GptTrial:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int and 0 <= value < _MAX_COUNT else None
 
 
 def _number(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+    """A finite number, else None: what a foreign process says may be anything."""
+    if type(value) is int and abs(value) < _MAX_COUNT:
+        return float(value)
+    return value if type(value) is float and math.isfinite(value) else None

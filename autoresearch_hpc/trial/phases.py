@@ -26,11 +26,13 @@ class PhaseLog:
         self.enter(Phase.STARTUP)
 
     def enter(self, phase: Phase) -> None:
-        """End the current phase and begin this one."""
+        """End the current phase and begin this one, once."""
+        if phase in self._starts:
+            return  # whoever says it twice
         now = time.monotonic()
         for begun in self._starts:
             self._ends.setdefault(begun, now)
-        self._starts.setdefault(phase, now)
+        self._starts[phase] = now
         write_json_atomic(self._path, {"phase": phase.value, "at": datetime.now(UTC).isoformat()})
 
     def close(self, phase: Phase) -> None:

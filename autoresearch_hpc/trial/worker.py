@@ -23,7 +23,7 @@ from autoresearch_hpc.trial.children import StopFlag, Stopped, adopt_orphans, ki
 from autoresearch_hpc.trial.command import CommandTrial
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.gpt import GptTrial
-from autoresearch_hpc.trial.phases import PhaseLog
+from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run(spec_path: Path) -> None:
     left = kill_descendants()
     if left:
         _log.info("%s left %d processes behind; they were ended", spec.trial, left)
-    result = _result(spec, ending, attempt=attempt, started_at=started_at, gpu=gpu, total_s=phases.total_s)
+    result = _result(spec, ending, attempt=attempt, started_at=started_at, gpu=gpu, phases=phases)
     write_json_atomic(paths.result, to_json(result))
     _log.info("trial=%s status=%s %s=%s", spec.trial, result.status, result.metric.name, result.metric.value)
 
@@ -123,8 +123,10 @@ def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag)
     return kind(spec, paths, phases, stop).run()
 
 
-def _result(spec: TrialSpec, ending: Ending, *, attempt: int, started_at: str, gpu: Gpu, total_s: float) -> TrialResult:
-    metric = spec.metric
+def _result(
+    spec: TrialSpec, ending: Ending, *, attempt: int, started_at: str, gpu: Gpu, phases: PhaseLog
+) -> TrialResult:
+    metric, seconds = spec.metric, phases.seconds()
     submitted = datetime.fromisoformat(spec.submitted_at) if spec.submitted_at else None
     queue_s = round((datetime.fromisoformat(started_at) - submitted).total_seconds(), 3) if submitted else None
     return TrialResult(
@@ -146,11 +148,11 @@ def _result(spec: TrialSpec, ending: Ending, *, attempt: int, started_at: str, g
         slurm=facts.slurm_job(),
         phases=Phases(
             queue_s=queue_s,
-            startup_s=ending.startup_s,
-            compile_s=ending.compile_s,
-            train_s=ending.train_s,
-            eval_s=ending.eval_s,
-            total_s=total_s,
+            startup_s=seconds.get(Phase.STARTUP),
+            compile_s=seconds.get(Phase.COMPILE),
+            train_s=seconds.get(Phase.TRAIN),
+            eval_s=seconds.get(Phase.EVAL),
+            total_s=phases.total_s,
         ),
         peak_vram_mb=ending.peak_vram_mb,
         steps=ending.steps,

@@ -83,7 +83,7 @@ def test_a_round_that_is_taller_than_the_terminal_keeps_what_runs(run: FakeRun) 
 def test_nothing_is_used_up_where_nothing_is_limited(run: FakeRun) -> None:
     run.layout.config.unlink()
     run.round([("baseline", 1.0, "keep")])
-    assert "used: 1 trials, 0.13 GPU hours, 10 min 00 s wall time" in _text(run)
+    assert "used: 1 trial, 0.13 GPU hours, 10 min 00 s wall time" in _text(run)
 
 
 class _Clock:
@@ -119,8 +119,8 @@ def test_it_draws_at_most_four_times_a_second(going: tuple[FakeRun, list[str]], 
     for step in range(101):
         clock.now = step * 0.01
         view.update(history, {})
-    view.close()
     assert 4 <= _output(terminal).count("candidate  state") <= 5
+    view.close()
 
 
 def test_a_result_appears_with_the_next_drawing(going: tuple[FakeRun, list[str]], terminal: Console) -> None:

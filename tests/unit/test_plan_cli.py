@@ -73,8 +73,8 @@ def test_rounds_space_time_and_cost(repo: Path, capsys: pytest.CaptureFixture[st
 def test_warnings(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join(
         _plan(
-            capsys, "cluster=slurm", "cluster.max_parallel=2", "cluster.gpus=null", "cluster.time_min=5", "budget.usd=1",
-            "budget.max_trials=4", "budget.gpu_hours=0.5", "agent=random",
+            capsys, "cluster=slurm", "cluster.max_parallel=2", "cluster.gpus=null", "cluster.time_min=5",
+            "budget.usd=1", "budget.max_trials=4", "budget.gpu_hours=0.5", "agent=random",
         )
     )  # fmt: skip
     assert "5 trials a round, 2 at once: a round takes 3 waves" in text
