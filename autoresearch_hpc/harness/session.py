@@ -87,7 +87,7 @@ class Session:
         """The session of this process. Raises AutoresearchError where data, device or description are missing."""
         path = os.environ.get(SESSION_VARIABLE)
         if path is None:
-            return cls(SessionSpec(**standalone.describe()), Events(None), alone=True)
+            return cls(SessionSpec(**standalone.describe()), Events.from_environment(), alone=True)
         try:
             spec = SessionSpec(**read_json(Path(path)))
         except (OSError, ValueError, TypeError) as error:

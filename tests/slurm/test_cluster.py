@@ -43,9 +43,9 @@ class Bench:
         for index, command in enumerate(commands):
             trial = f"r01-c{index:02d}-t0"
             paths = self.layout.trial(trial)
-            paths.root.mkdir(parents=True)
+            paths.root.mkdir(parents=True, exist_ok=True)
             src = paths.root / "src"
-            src.mkdir()
+            src.mkdir(exist_ok=True)
             spec = TrialSpec(
                 run=job_name,
                 round=1,
@@ -356,7 +356,7 @@ def test_what_the_cluster_would_refuse_is_known_before_anything_is_made(
     assert not on_slurm.layout.root.exists()
 
 
-@pytest.mark.parametrize("name", ["back\\slash", "job%j", "two\nlines"])
+@pytest.mark.parametrize("name", ["back\\slash", "job%j", "two\nlines"], ids=["backslash", "pattern", "lines"])
 def test_folder_that_slurm_cannot_write_to_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"set runs_dir=") as refused:
         bench.place().check(60, tmp_path / name)

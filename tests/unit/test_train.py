@@ -82,8 +82,11 @@ def test_the_knobs_have_the_names_and_defaults_that_searches_expect(load: Callab
 
 
 def test_importing_it_does_nothing(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import train; print('dynamo', 'torch._dynamo' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    code = "import sys, train; print('dynamo', 'torch._dynamo' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("dynamo False\n", "")  # the compiler's import alone takes a second
     assert list(tmp_path.iterdir()) == []
 
@@ -296,27 +299,31 @@ def session(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return checkpoint
 
 
-def events_of(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    read_fd, write_fd = os.pipe()
-    monkeypatch.setenv("AUTORESEARCH_EVENTS_FD", str(write_fd))
-    try:
-        main()
-    finally:
-        os.close(write_fd)
-        with os.fdopen(read_fd) as pipe:
-            events = [json.loads(line) for line in pipe]
-        monkeypatch.setattr(sys, "last_events", events, raising=False)
-    return events
+class Pipe:
+    """The worker's end of the events' pipe."""
+
+    def __init__(self) -> None:
+        self._read, self.write = os.pipe()
+
+    def events(self) -> list[dict[str, object]]:
+        os.close(self.write)
+        with os.fdopen(self._read) as pipe:
+            return [json.loads(line) for line in pipe]
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
+    pipe = Pipe()
+    monkeypatch.setenv("AUTORESEARCH_EVENTS_FD", str(pipe.write))
+    return pipe
 
 
 def test_a_session_trains_and_says_so(
-    load: Callable[..., ModuleType],
-    session: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    load: Callable[..., ModuleType], session: Path, pipe: Pipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = load(**TINY_KNOBS)
-    events = events_of(train.main, monkeypatch)
+    train.main()
+    events = pipe.events()
     assert [event["event"] for event in events] == ["warmup", "clock", "saved"]
     output = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"^step=\d+ loss=(\S+) .* step_ms=\d", output, flags=re.M)]
@@ -339,12 +346,12 @@ def test_the_warm_up_leaves_no_trace(load: Callable[..., ModuleType], session: P
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(
-    load: Callable[..., ModuleType], session: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., ModuleType], session: Path, pipe: Pipe
 ) -> None:
     train = load(**TINY_KNOBS, EMBEDDING_LR=float("nan"))
     with pytest.raises(SystemExit, match="the loss is not finite at step 2"):
-        events_of(train.main, monkeypatch)
-    assert sys.last_events[-1] == {"event": "diverged", "step": 2}  # type: ignore[attr-defined]
+        train.main()
+    assert pipe.events()[-1] == {"event": "diverged", "step": 2}
     assert not session.exists()
 
 

@@ -1,0 +1,33 @@
+"""`python killed_at.py before|after EVENT COUNT -- ARGUMENTS`: the command line, killed around a journal event.
+
+A controller that sends itself SIGKILL right before, or right after, the COUNTth such event that it writes. Watching the
+journal from outside would hit these moments only by luck; nothing but `Journal.append` is changed.
+"""
+
+import os
+import signal
+import sys
+
+from autoresearch_hpc import journal
+from autoresearch_hpc.__main__ import main
+
+moment, wanted, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.argv[1:] = sys.argv[5:]
+append = journal.Journal.append
+seen = 0
+
+
+def append_and_die(self: journal.Journal, event: str, **data: object) -> journal.Event:
+    global seen
+    seen += event == wanted
+    now = event == wanted and seen == count
+    if now and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    written = append(self, event, **data)
+    if now:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+
+journal.Journal.append = append_and_die  # type: ignore[method-assign]
+sys.exit(main())
