@@ -45,6 +45,7 @@ FINAL_LR_FRAC = 0.0  # where they end, as a share of their peak
 
 # Hardware
 DEVICE_BATCH_SIZE = 128  # rows in one forward pass; halve it where memory runs out
+COMPILE = True  # torch.compile on GPUs: up to a minute before the clock starts, twice the speed after
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model: rotary positions, QK-norm, ReLU² MLP, gated value embeddings, scalars on the residual and on the input
@@ -205,7 +206,7 @@ class GPT(nn.Module):
         device, T = self.head.weight.device, self.seq_len
         self.masks = {}
         for window in sorted(set(self.windows)):
-            if device.type == "cuda":
+            if device.type == "cuda" and COMPILE:
                 from torch.nn.attention.flex_attention import create_block_mask
 
                 self.masks[window] = create_block_mask(visible_within(window), None, None, T, T, device=device)
@@ -334,9 +335,9 @@ class Optimizers:
     """Muon and AdamW over the parameters of a GPT. Rates are 0-d tensors, so that a compiled update stays valid."""
 
     def __init__(self, model: GPT) -> None:
-        gpu = model.head.weight.is_cuda
-        self.muon = compiled(muon_update) if gpu else muon_update
-        self.adamw = compiled(adamw_update) if gpu else adamw_update
+        compiles = COMPILE and model.head.weight.is_cuda
+        self.muon = compiled(muon_update) if compiles else muon_update
+        self.adamw = compiled(adamw_update) if compiles else adamw_update
         self.count = 0
         width_scale = (model_width() / 768) ** -0.5  # AdamW's rates were tuned at a width of 768
         self.adam_groups = [
@@ -472,13 +473,14 @@ def main() -> None:
             model = build_model(session.meta)
     except (AutoresearchError, ValueError) as error:
         sys.exit(f"train.py: {error}")
-    forward = torch.compile(model, dynamic=False) if session.device.type == "cuda" else model
+    gpu = session.device.type == "cuda"
+    forward = torch.compile(model, dynamic=False) if gpu and COMPILE else model
     warm_up(session, model, forward)
     optimizers = Optimizers(model)
 
     session.start()
     batches = session.batches(DEVICE_BATCH_SIZE)
-    lag = 1 if session.device.type == "cuda" else 0  # steps that may be queued on the device before their loss is read
+    lag = 1 if gpu else 0  # steps that may be queued on the device before their loss is read
     readings: deque[LossReading] = deque()
     steps, finite, expired, stamp = 0, True, False, time.perf_counter()
     while finite and not expired:

@@ -8,18 +8,21 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from autoresearch_hpc import config, entry
+from autoresearch_hpc.errors import InterruptedRun
 
+_begun: list[bool] = []
 _exit_codes: list[int] = []
 
 
 def _task(composed: DictConfig) -> int:
     """One run; its exit code."""
+    _begun.append(True)
+    if InterruptedRun.exit_code in _exit_codes:  # who stops one run of a multirun means all that would follow
+        return InterruptedRun.exit_code
     entry.setup_logging()
     code = entry.run(lambda: _search(composed))
     _exit_codes.append(code)
@@ -46,7 +49,9 @@ def main() -> int:
     def run() -> None:
         try:
             program()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (*entry.COMPLAINTS, ValueError) as error:
+            if _begun and not isinstance(error, entry.COMPLAINTS):
+                raise  # not about the configuration: a defect of ours
             raise entry.config_error(error) from error
 
     code = entry.run(run)

@@ -23,6 +23,7 @@ from autoresearch_hpc.lock import RunLock, holder
 
 def cancel(layout: RunLayout) -> str:
     """Cancel; what was done, in words. Raises ConfigError where a controller on another host has the run."""
+    layout = RunLayout(layout.root.resolve())  # as the trials were submitted
     held = holder(layout.lock)
     if held:
         return _ask_controller(held)

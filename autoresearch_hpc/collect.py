@@ -10,6 +10,7 @@ from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Phases, Status, TrialResult, TrialSpec, from_json
 
 _log = logging.getLogger(__name__)
+_TAIL_BYTES = 16_384
 
 
 def read_result(paths: TrialPaths, run: str, trial: str) -> TrialResult | None:
@@ -58,6 +59,8 @@ def is_infrastructure(result: TrialResult) -> bool:
 def log_tail(paths: TrialPaths, num_lines: int = 40) -> str:
     """The last lines of the trial's log, or nothing."""
     try:
-        return "\n".join(paths.log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
+        with paths.log.open("rb") as file:
+            file.seek(max(0, paths.log.stat().st_size - _TAIL_BYTES))
+            return "\n".join(file.read(_TAIL_BYTES).decode("utf-8", errors="replace").splitlines()[-num_lines:])
     except OSError:
         return ""

@@ -7,10 +7,14 @@ OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the p
 The comment behind each field is its documentation: docs/configuration.md is generated from this file.
 """
 
-from dataclasses import dataclass, field, fields
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -85,7 +89,7 @@ class KnobDomain:
             )
             return
         for end in (self.low, self.high):
-            number = isinstance(end, int | float) and not isinstance(end, bool)
+            number = isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
             _require(number, f"a range of {self.low!r} to {self.high!r}", "give numbers for low and high")
         _require(
             self.low < self.high,
@@ -244,7 +248,12 @@ class ClusterConfig:
             "cluster.gpus and cluster.gres both ask for GPUs",
             "set cluster.gpus=null",
         )
-        _require(self.poll_s > 0, f"cluster.poll_s={self.poll_s}", "give seconds above 0")
+        for name in ("poll_s", "queue_poll_s", "mem_gb", "time_min", "cpus"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"cluster.{name}={value}", "give a number above 0")
+        for name in ("gpus", "max_retries", "result_grace_s", "price_per_gpu_hour"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"cluster.{name}={value}", "give 0 or more")
 
 
 @dataclass
@@ -256,6 +265,14 @@ class MetricConfig:
     json: str | None = None  # a JSON file the script writes, relative to its copy of the repository
     key: str | None = None  # where in that file, dotted; default the metric's name
     regex: str | None = None  # or: a regular expression over the output; group 1 of the last match
+
+
+def _check_regex(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigError(f"task.metric.regex={pattern} is no regular expression: {error}", "correct it") from None
+    _require(groups == 1, f"task.metric.regex={pattern} has {groups} groups", r"give one, the number: 'loss: (\S+)'")
 
 
 @dataclass
@@ -295,6 +312,8 @@ class TaskConfig:
                 "the metric needs one source",
                 "set either task.metric.json or task.metric.regex",
             )
+            if self.metric.regex:
+                _check_regex(self.metric.regex)
 
     @property
     def wall_limit_s(self) -> float:
@@ -390,19 +409,63 @@ def register() -> None:
 
 def load(config: DictConfig) -> Config:
     """The composed configuration as plain objects. Raises ConfigError on what is missing or impossible."""
-    known = {f.name for f in fields(Config)}
-    if unknown := sorted(str(key) for key in config if key not in known):
-        raise ConfigError(f"unknown key {', '.join(unknown)}", "docs/configuration.md lists all keys")
+    try:
+        return _load(config)
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise ConfigError(str(error).splitlines()[0], "see docs/configuration.md") from error
+
+
+def did_you_mean(wrong: str) -> str:
+    """The remedy for a key that does not exist."""
+    wrong, known = re.sub(r"\[\d+\]", "", wrong), list(_keys(Config, ""))
+    siblings = [key for key in known if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
+    guess = difflib.get_close_matches(wrong, siblings, 1, 0.8) or difflib.get_close_matches(wrong, known, 1, 0.7)
+    return f"did you mean {guess[0]}?" if guess else "docs/configuration.md lists all keys"
+
+
+def _load(config: DictConfig) -> Config:
+    if unknown := next(_unknown(OmegaConf.to_container(config), Config, ""), None):
+        raise ConfigError(f"unknown key {unknown}", did_you_mean(unknown))
     missing = sorted(OmegaConf.missing_keys(config))
     if "plan.name" in missing:
         raise ConfigError("no round plan", "add +round=NAME, for a start +round=quickstart")
     if missing:
         raise ConfigError(f"no value for {', '.join(missing)}", "set it on the command line: KEY=VALUE")
-    try:
-        plain = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from error
-        raise ConfigError(str(error).splitlines()[0]) from error
+    plain = OmegaConf.to_object(config)
     assert isinstance(plain, Config)
     return plain
+
+
+def _unknown(value: Any, kind: Any, path: str) -> Iterator[str]:
+    """Keys that the schema lacks: Hydra's plus adds them anywhere without a word."""
+    inner = _item(kind)
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown(item, inner, f"{path}[{index}]")
+    if not isinstance(value, dict):
+        return
+    hints = get_type_hints(kind) if is_dataclass(kind) else None
+    for key, item in value.items():
+        name = f"{path}.{key}" if path else str(key)
+        if hints is not None and key not in hints:
+            yield name
+        else:
+            yield from _unknown(item, hints[key] if hints else inner, name)
+
+
+def _item(kind: Any) -> Any:
+    """What a list, a dict or an optional of a schema class holds: that class, else None."""
+    return next((inner for inner in get_args(kind) if is_dataclass(inner)), None)
+
+
+def _keys(kind: Any, prefix: str) -> Iterator[str]:
+    """Dotted keys of a schema class; those of lists' items also bare, as OmegaConf names them."""
+    for name, hint in get_type_hints(kind).items():
+        yield f"{prefix}{name}"
+        inner = hint if is_dataclass(hint) else _item(hint)
+        if inner:
+            yield from _keys(inner, f"{prefix}{name}.")
+            if get_origin(hint) is list:
+                yield from get_type_hints(inner)

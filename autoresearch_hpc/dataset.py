@@ -68,7 +68,8 @@ class Manifest:
 class Dataset:
     """A data set opened for reading.
 
-    Raises DataError where the manifest is missing or unreadable, or a file's size is not the manifest's.
+    Raises DataError where the manifest is missing or unreadable, or a file's size is not the manifest's
+    or not its rows'.
     """
 
     def __init__(self, root: Path) -> None:
@@ -80,6 +81,15 @@ class Dataset:
             if size != file.size:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file.size}"
                 raise DataError(f"damaged data: {path} {found}", _REMEDY)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        m, width = self.manifest, self.manifest.seq_len + 1
+        for file in (*m.train, *m.val):
+            if file.size != file.rows * width * np.dtype(np.uint16).itemsize:
+                raise DataError(f"{self.root / file.name} does not hold {file.rows} rows of {width} tokens", _REMEDY)
+        if m.token_bytes.size != m.vocab_size * np.dtype(np.int32).itemsize:
+            raise DataError(f"{self.root / m.token_bytes.name} does not hold {m.vocab_size} tokens", _REMEDY)
 
     def verify(self) -> None:
         """Hash every file. Raises DataError naming the first that is not what the manifest says."""

@@ -79,14 +79,20 @@ def _commit(target: Path, written: list[Path]) -> None:
         return
     except git.InvalidGitRepositoryError:
         repo = git.Repo.init(target)
-    repo.git.add("--", *[str(path.relative_to(target)) for path in written])
     identity = []
     try:
         repo.git.var("GIT_COMMITTER_IDENT")
     except git.GitCommandError:
         identity = ["-c", "user.name=autoresearch_hpc", "-c", "user.email=autoresearch_hpc@localhost"]
-    repo.git.execute(["git", *identity, "commit", "--quiet", "-m", "A research repository"])
-    repo.close()
+    try:
+        if written:
+            repo.git.add("--force", "--", *[str(path.relative_to(target)) for path in written])
+        repo.git.execute(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "A research repository"])
+    except git.GitCommandError as error:
+        said = " ".join(str(error.stderr).split()).strip("' ")
+        raise ConfigError(f"git could not commit in {target}: {said}", "commit the files yourself") from error
+    finally:
+        repo.close()
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ class Journal:
 
     def append(self, event: str, **data: object) -> Event:
         """Write one event durably. Raises OSError where it could not be: then it has not happened."""
+        if clash := {"seq", "at"} & data.keys():
+            raise ValueError(f"an event's own words: {', '.join(sorted(clash))}")
         record = Event(seq=self._next, at=datetime.now(UTC).isoformat(timespec="microseconds"), event=event, data=data)
         line = json.dumps({"seq": record.seq, "at": record.at, "event": event, **data}, allow_nan=False)
         self._file.write(line.encode() + b"\n")

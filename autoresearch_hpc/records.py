@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, cast
 
 import cattrs
+import cattrs.v
 
 SCHEMA = 1
 
@@ -273,12 +274,19 @@ def to_json(value: object) -> dict[str, Any]:
 
 def from_json(cls: type[T], payload: Mapping[str, object]) -> T:
     """The record that payload describes. Raises ValueError naming the first thing that does not fit."""
+    if not isinstance(payload, Mapping):
+        raise ValueError(f"not a {cls.__name__}: no JSON object but {payload!r}")
     try:
         return _converter().structure(payload, cls)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a {cls.__name__}: {'; '.join(cattrs.transform_error(error))}") from error
+        problems = cattrs.transform_error(error, format_exception=_words)
+        raise ValueError(f"not a {cls.__name__}: {'; '.join(problems)}") from error
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"not a {cls.__name__}: {error}") from error
+
+
+def _words(error: BaseException, expected: type[Any] | None) -> str:
+    return str(error) if type(error) is ValueError else cattrs.v.format_exception(error, expected)
 
 
 def knob_value(value: object) -> KnobValue:

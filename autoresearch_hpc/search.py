@@ -4,6 +4,7 @@ A run's directory appears only once the repository, the script, the plan, the da
 good. An existing one is resumed, if its configuration is the same where it matters.
 """
 
+import glob
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config, Dirty, TaskKind
 from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.errors import ConfigError, RepoError
+from autoresearch_hpc.errors import ConfigError, DataError, RepoError
 from autoresearch_hpc.files import sha256_text, write_text_atomic
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Journal, read
@@ -38,6 +39,8 @@ from autoresearch_hpc.specs import SpecWriter, metric
 _log = logging.getLogger(__name__)
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+_ID = re.compile(r"r\d+-c\d+")
+_MAX_NAMESAKES = 100
 _FREE = ("budget", "cluster", "runs_dir", "repo", "plan.max_rounds", "corpus.prepare", "task.dirty")  # may change
 
 
@@ -60,8 +63,8 @@ def run(config: Config) -> Finished:
     runs_dir = Path(config.runs_dir).resolve()
     tag = _tag(config, runs_dir)
     layout = RunLayout(runs_dir / tag)
-    exists = layout.journal.exists()
-    past = History.replay(read(layout.journal)) if exists else History()
+    past = History.replay(read(layout.journal)) if layout.journal.exists() else History()
+    exists = past.started_at is not None  # a controller killed before its first event leaves nothing to resume
     if exists:
         _require_same(config, layout)
     elif repo.branch(tag):
@@ -76,17 +79,21 @@ def run(config: Config) -> Finished:
     agent = agents.build(config.agent, config.plan, space, config.seed, fixed)
     place = cluster.build(config.cluster)
     place.check(config.task.wall_limit_s, layout.root)
+    _check_writable(layout)
     dataset = _data(config)
-    _make_directory(layout)
+    _require_same_data(past, dataset)
+    layout = _make_directory(layout, exclusive=config.tag is None)
+    tag = layout.root.name
     with ExitStack() as stack:
         stack.enter_context(RunLock(layout.lock))
         stack.enter_context(_log_file(layout))
         journal = stack.enter_context(Journal(layout.journal))
         history = History.replay(journal.events)
-        if not exists:
+        if history.started_at is None:
             write_text_atomic(layout.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
             _start(config, journal, history, tag, start, repo)
         else:
+            _require_same(config, layout)  # again: another controller may have begun it meanwhile
             history.apply(journal.append("run.resumed", pid=os.getpid(), host=socket.gethostname()))
         _log.info("run=%s cluster=%s directory=%s", tag, place.name, layout.root)
         controller = Controller(
@@ -118,15 +125,18 @@ def run(config: Config) -> Finished:
 def _tag(config: Config, runs_dir: Path) -> str:
     if config.tag is None:
         stem = f"{config.plan.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        taken = {path.name for path in runs_dir.glob(f"{stem}*")}
-        return next(tag for n in range(1000) if (tag := f"{stem}-{n}" if n else stem) not in taken)
-    if not _TAG.fullmatch(config.tag) or config.tag.endswith((".", ".lock")) or ".." in config.tag:
-        raise ConfigError(f"tag={config.tag!r} cannot name a branch", "use letters, digits, '-', '_' and '.'")
-    return config.tag
+        taken = {path.name for path in runs_dir.glob(f"{glob.escape(stem)}*")}
+        tag = next(tag for n in range(1000) if (tag := f"{stem}-{n}" if n else stem) not in taken)
+        given = f"plan.name={config.plan.name!r}"
+    else:
+        tag, given = config.tag, f"tag={config.tag!r}"
+    if not _TAG.fullmatch(tag) or tag.endswith((".", ".lock")) or ".." in tag:
+        raise ConfigError(f"{given} cannot name a branch", "use up to 40 letters, digits, '-', '_' and '.'")
+    return tag
 
 
 def _start_commit(config: Config, repo: Repo) -> str:
-    editable = config.task.editable
+    editable = list(dict.fromkeys([*config.task.editable, config.task.script]))
     if config.task.dirty is Dirty.snapshot:
         return repo.snapshot(editable)
     if dirty := repo.dirty(editable):
@@ -151,8 +161,15 @@ def _check_plan(config: Config, repo: Repo, start: str) -> Space | None:
         source, script = "", base
     space = from_config(config.space, script)
     fixed = {"SEQ_LEN": config.corpus.seq_len, "VOCAB_SIZE": config.corpus.vocab_size}
+    earlier = {"baseline"}
     for candidate in [c for r in plan.rounds for c in r.candidates]:
         settings = _values(candidate.knobs)
+        if candidate.parent and candidate.parent not in earlier and not _ID.fullmatch(candidate.parent):
+            raise ConfigError(
+                f"candidate {candidate.title or candidate.name!r} builds on {candidate.parent!r}, no earlier candidate",
+                f"the names so far are {', '.join(sorted(earlier))}",
+            )
+        earlier |= {candidate.name} if candidate.name else set()
         if maker.rewrites:
             knobs.rewrite(source, settings, task.script)
         elif unknown := sorted(set(settings) - set(base)):
@@ -174,22 +191,64 @@ def _values(settings: Mapping[str, object]) -> Knobs:
 def _data(config: Config) -> Dataset | None:
     if config.task.kind is not TaskKind.gpt:
         return None
-    return Dataset(data.prepare(config.corpus) if config.corpus.prepare else config.corpus.path)
+    corpus = config.corpus
+    dataset = Dataset(data.prepare(corpus) if corpus.prepare else corpus.path)
+    m = dataset.manifest
+    if (m.corpus, m.vocab_size, m.seq_len) != (corpus.name, corpus.vocab_size, corpus.seq_len):
+        raise DataError(
+            f"{dataset.root} holds {m.corpus} with vocabulary {m.vocab_size} and {m.seq_len} tokens a row, not "
+            f"{corpus.name} with {corpus.vocab_size} and {corpus.seq_len}",
+            "prepare what the configuration asks for: python -m autoresearch_hpc.prepare",
+        )
+    return dataset
 
 
-def _make_directory(layout: RunLayout) -> None:
+def _require_same_data(past: History, dataset: Dataset | None) -> None:
+    """Raise DataError where a run's earlier trials saw other data: their scores could not be compared."""
+    before = next((result.data_sha256 for result in past.results() if result.data_sha256), None)
+    if dataset and before and before != dataset.manifest.sha256:
+        raise DataError(
+            f"{dataset.root} is not the data that run {past.tag} started with",
+            "bring the old data back, or use another tag=",
+        )
+
+
+def _check_writable(layout: RunLayout) -> None:
+    """Before data is prepared: whether the run's directory could be made."""
+    try:
+        nearest = next(path for path in (layout.root, *layout.root.parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write in {nearest}")
+    except OSError as error:
+        raise _not_writable(layout, error) from error
+
+
+def _not_writable(layout: RunLayout, error: OSError) -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(f"the run's directory {layout.root} cannot be written: {reason}", "set runs_dir=")
+
+
+def _make_directory(layout: RunLayout, exclusive: bool) -> RunLayout:
+    """Make the run's directory; where `exclusive`, one that nobody else has, under a further name if need be."""
     runs_dir = layout.root.parent
+    name, again = layout.root.name, 0
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         if not (runs_dir / ".gitignore").exists():
             write_text_atomic(runs_dir / ".gitignore", "*\n")  # runs stay out of the user's git status
-        layout.root.mkdir(parents=True, exist_ok=True)
-        if not os.access(layout.root, os.W_OK):
-            raise PermissionError("no permission to write")
+        while True:
+            try:
+                layout.root.mkdir(exist_ok=not exclusive)
+                return layout
+            except FileExistsError:  # a controller that was started in the same second
+                again += 1
+                if not exclusive or again > _MAX_NAMESAKES:
+                    raise
+                layout = RunLayout(runs_dir / f"{name}-{again}")
     except OSError as error:
-        raise ConfigError(
-            f"the run's directory {layout.root} cannot be written: {error.strerror or error}", "set runs_dir="
-        ) from error
+        raise _not_writable(layout, error) from error
 
 
 def _start(config: Config, journal: Journal, history: History, tag: str, start: str, repo: Repo) -> None:

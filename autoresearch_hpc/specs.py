@@ -1,6 +1,8 @@
 """What a trial is told: trial.json, all that its worker needs, written before the submission."""
 
 import hashlib
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,12 +103,14 @@ def _command(task: TaskConfig, candidate: Candidate) -> CommandSpec | None:
 
 
 def fill(template: str, knobs: Mapping[str, KnobValue]) -> str:
-    """The command with {KNOB} replaced; other braces stay as they are."""
-    for name, value in knobs.items():
-        template = template.replace(f"{{{name}}}", plain(value))
-    return template
+    """The command with each {KNOB} replaced by one shell word; other braces stay as they are."""
+
+    def word(match: re.Match[str]) -> str:
+        return shlex.quote(plain(knobs[match[1]])) if match[1] in knobs else match[0]
+
+    return re.sub(r"\{(\w+)\}", word, template)
 
 
 def plain(value: KnobValue) -> str:
-    """A knob's value as a shell word or a variable: tuples with commas."""
+    """A knob's value as text: tuples with commas."""
     return ",".join(map(plain, value)) if isinstance(value, tuple) else str(value)

@@ -49,11 +49,11 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Iterator[Callable[..., Toy]]:
-    """Makes toy repositories in folders with hostile names; whatever they started is gone after the test."""
+    """Makes toy repositories in a folder with a hostile name; whatever they started is gone after the test."""
     made: list[Toy] = []
 
-    def make(name: str = "toy", **settings: Any) -> Toy:
-        made.append(Toy(tmp_path / f'it\'s {name} 5% %x "é"', **settings))
+    def make(name: str = 'it\'s a toy 5% %x "é"', **settings: Any) -> Toy:
+        made.append(Toy(tmp_path / name, **settings))
         return made[-1]
 
     yield make

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ with open(os.environ["TRAINED"], "a") as file:  # every training leaves its mark
 time.sleep(SLEEP)
 for _ in range(4):
     x -= LR * 2 * x
-print("loss:", x * x)
+print("loss:", 1 + x * x)
 """
 
 PLAN = """\
@@ -33,7 +32,7 @@ PLAN = """\
 defaults:
   - override /task: command
   - override /agent: random
-plan: {{name: toy, k: {k}, max_rounds: {rounds}, baseline: {baseline}}}
+plan: {{name: toy, k: {k}, rounds: [{{k: {first_k}}}, {{}}], max_rounds: {rounds}, baseline: {baseline}}}
 space:
   knobs:
     LR: {{type: float, low: 0.01, high: 0.9}}
@@ -52,18 +51,28 @@ class Toy:
     """`root` is the repository. Its plan is +round=toy: a random search over LR, minimizing a loss."""
 
     def __init__(
-        self, root: Path, *, k: int = 2, rounds: int = 1, sleep_s: float = 0.0, baseline: str = "alone", cluster: str
+        self,
+        root: Path,
+        *,
+        cluster: str,
+        k: int = 2,
+        rounds: int = 1,
+        sleep_s: float = 0.0,
+        baseline: str = "alone",
+        first_k: int | None = None,
+        overrides: Sequence[str] = (),
     ) -> None:
-        self.root, self.cluster = root, cluster
+        self.root, self.overrides = root, [f"cluster={cluster}", *FAST, *overrides]
         self.trained_log = root.parent / f"trained-{root.name}.txt"
-        self._started: list[subprocess.Popen[str]] = []
-        plan = PLAN.format(k=k, rounds=rounds, baseline=baseline, python=sys.executable)
+        self._started: list[Command] = []
+        plan = PLAN.format(k=k, first_k=first_k or k, rounds=rounds, baseline=baseline, python=sys.executable)
         self.write("conf/round/toy.yaml", plan)
         self.write("fit.py", SCRIPT.format(sleep_s=sleep_s))
         self.git("init", "--quiet")
         self.commit()
 
     def write(self, name: str, text: str) -> None:
+        """A file of the user's checkout."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -79,27 +88,20 @@ class Toy:
 
     # the command line
 
-    def start(
-        self, *words: str, module: str = "autoresearch_hpc", env: Mapping[str, str] | None = None
-    ) -> "subprocess.Popen[str]":
+    def start(self, *words: str, module: str = "autoresearch_hpc", env: Mapping[str, str] | None = None) -> "Command":
         """Start a command of the package in the repository."""
-        process = subprocess.Popen(
-            [sys.executable, *(["-m", module] if module else []), *words],
-            cwd=self.root,
-            env={**os.environ, "TRAINED": str(self.trained_log), **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._started.append(process)
-        return process
+        argv = [sys.executable, *(["-m", module] if module else []), *words]
+        environment = {**os.environ, "TRAINED": str(self.trained_log), **(env or {})}
+        output = self.root.parent / f"output-{self.root.name}-{len(self._started)}"
+        self._started.append(Command(argv, self.root, environment, output))
+        return self._started[-1]
 
-    def search(self, tag: str, *words: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    def search(self, tag: str, *words: str, env: Mapping[str, str] | None = None) -> "Command":
         """Start or resume the search named tag."""
         return self.start(*self.words(tag, *words), env=env)
 
     def words(self, tag: str, *words: str) -> list[str]:
-        return ["+round=toy", f"tag={tag}", f"cluster={self.cluster}", *FAST, *words]
+        return ["+round=toy", f"tag={tag}", *self.overrides, *words]
 
     # what a run left
 
@@ -136,19 +138,10 @@ class Toy:
         head = self.git("rev-parse", "HEAD")
         return {"files": files, **own, "head": head, "status": self.git("--no-optional-locks", "status", "--porcelain")}
 
-    def wait_for(self, tag: str, event: str, count: int = 1, timeout_s: float = 40) -> None:
-        """Until the journal has so many of these events."""
-        deadline = time.monotonic() + timeout_s
-        while sum(line["event"] == event for line in self.journal(tag)) < count:
-            assert time.monotonic() < deadline, f"no {event} in {[line['event'] for line in self.journal(tag)]}"
-            time.sleep(0.02)
-
     def stop(self) -> None:
         """End what was started and is still there: controllers, then local trials."""
-        for process in self._started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+        for command in self._started:
+            command.kill()
         for claim in self.root.glob("runs/*/rounds/*/*/trials/*/claim-*.json"):
             with contextlib.suppress(OSError, ValueError):
                 pid = json.loads(claim.read_text())["pid"]
@@ -156,9 +149,37 @@ class Toy:
                     os.kill(pid, signal.SIGTERM)
 
 
-def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 120) -> tuple[str, str]:
-    """Wait for a command that must end with this exit code; its standard output and error."""
-    out, err = process.communicate(timeout=timeout_s)
-    assert process.returncode == code, f"exit code {process.returncode}, not {code}\n{out}\n{err}"
-    assert "Traceback" not in err, err
-    return out, err
+class Command:
+    """A command at work, its output in files: pipes would stay open as long as the local trials that inherit them."""
+
+    def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], output: Path) -> None:
+        self._files = [output.with_name(f"{output.name}.{name}") for name in ("out", "err")]
+        with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
+            self.process = subprocess.Popen(argv, cwd=cwd, env=env, stdout=out, stderr=err)
+        self.pid = self.process.pid
+
+    def finish(self, code: int = 0, timeout_s: float = 120) -> tuple[str, str]:
+        """Wait for an end with this exit code; standard output and error."""
+        self.process.wait(timeout_s)
+        out, err = self.said()
+        assert self.process.returncode == code, f"exit code {self.process.returncode}, not {code}\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        return out, err
+
+    def said(self) -> tuple[str, str]:
+        """Standard output and error so far."""
+        out, err = (path.read_text(encoding="utf-8") for path in self._files)
+        return out, err
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        self.process.kill()
+        self.process.wait()

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ _MARGIN_S = 120.0
 class _Running:
     spec: Path
     gpu: int | None
-    pid: int  # of submitit's parent process, or of an adopted worker
+    pid: int  # of submitit's parent process, or of an adopted worker; 0: on another host
     process: "subprocess.Popen[bytes] | None" = None
 
     def alive(self) -> bool:
@@ -72,7 +73,7 @@ class LocalCluster:
         require_usable(folder)
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
-        write_json_atomic(submission.array.manifest, {"trials": [str(p) for p in submission.trials.values()]})
+        write_json_atomic(submission.array.manifest, submission.manifest())
         for trial, spec in submission.trials.items():
             self._waiting[trial] = (submission, spec)
             self._cancelled.discard(trial)
@@ -94,7 +95,7 @@ class LocalCluster:
         gpu = int(visible) if visible.isdigit() else None
         if gpu in self._free_gpus:
             self._free_gpus.remove(gpu)
-        return _Running(spec=spec, gpu=gpu, pid=int(str(claim["pid"])))
+        return _Running(spec=spec, gpu=gpu, pid=_pid(claim))
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
         for trial, running in list(self._running.items()):
@@ -109,8 +110,8 @@ class LocalCluster:
         if running.gpu is not None:
             self._free_gpus.append(running.gpu)
         claim = _claim(running.spec)
-        if claim and (other := self._adopted(running.spec, claim)).alive():
-            self._running[trial] = other
+        if claim and _is_worker(_pid(claim), running.spec):
+            self._running[trial] = self._adopted(running.spec, claim)
 
     def _state(self, trial: str) -> JobState:
         if trial in self._waiting:
@@ -124,7 +125,7 @@ class LocalCluster:
             running = self._running.get(trial)
             if running or self._waiting.pop(trial, None):
                 self._cancelled.add(trial)
-            if running:
+            if running and running.alive():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, signal.SIGTERM)  # submitit's parent hands it on to the worker
 
@@ -178,6 +179,11 @@ def _claim(spec: Path) -> dict[str, object] | None:
         return read_json(TrialPaths(spec.parent).claim(0))
     except (OSError, ValueError):
         return None
+
+
+def _pid(claim: Mapping[str, object]) -> int:
+    """The worker's process; 0 where it is, or was, another host's."""
+    return int(str(claim["pid"])) if claim["host"] == socket.gethostname() else 0
 
 
 def _is_worker(pid: int, spec: Path) -> bool:

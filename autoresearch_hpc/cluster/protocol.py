@@ -25,6 +25,10 @@ class Submission:
     array: ArrayPaths
     wall_limit_s: float
 
+    def manifest(self) -> dict[str, object]:
+        """array.json: task -> trial."""
+        return {"ids": list(self.trials), "trials": [str(path) for path in self.trials.values()]}
+
 
 @dataclass(frozen=True, slots=True)
 class JobState:

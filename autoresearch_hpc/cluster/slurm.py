@@ -82,7 +82,7 @@ class SlurmCluster:
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         submission.array.root.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(submission.array.manifest, {"trials": [str(p) for p in submission.trials.values()]})
+        write_json_atomic(submission.array.manifest, submission.manifest())
         executor = _ArrayExecutor(submission.array.root)
         parameters = self._parameters(submission.job_name, len(submission.trials), submission.wall_limit_s)
         executor.update_parameters(**parameters)
@@ -142,8 +142,8 @@ class SlurmCluster:
         ids = sorted({id_ for line in arrays or [] if (id_ := line.split("_")[0]).isdigit()}, key=int)
         if not ids:
             return {}
-        order = [str(path) for path in read_json(submission.array.manifest)["trials"]]
-        return {trial: f"{ids[0]}_{order.index(str(spec))}" for trial, spec in submission.trials.items()}
+        order = list(read_json(submission.array.manifest)["ids"])
+        return {trial: f"{ids[0]}_{order.index(trial)}" for trial in submission.trials}
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
         if time.monotonic() - self._asked_at >= self._config.queue_poll_s:

@@ -16,6 +16,8 @@ from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
+_MAX_OUTPUT = 16 << 20  # bytes of the script's output that are searched for its metric
+
 
 class CommandTrial:
     """One run of the script; `run` gives the ending."""
@@ -79,13 +81,20 @@ def read_metric(command: CommandSpec, work: Path, log: Path) -> float:
     if command.metric_json:
         return _of_json(work / command.metric_json, command.metric_json, command.metric_key or "")
     assert command.metric_regex
-    found = re.findall(command.metric_regex, log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    found = re.findall(command.metric_regex, _end(log), re.MULTILINE)
     if not found:
         raise ValueError(f"no match of {command.metric_regex!r} in the output")
     try:
         return float(found[-1])
     except (TypeError, ValueError):
         raise ValueError(f"{command.metric_regex!r} must have one group that matches a number") from None
+
+
+def _end(log: Path) -> str:
+    """The output, of a huge one the end."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _MAX_OUTPUT))
+        return file.read(_MAX_OUTPUT).decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
 def _of_json(path: Path, name: str, key: str) -> float:

@@ -35,7 +35,7 @@ def gpu() -> Gpu:
     if not shutil.which("nvidia-smi"):
         return Gpu(count=0, visible=visible)
     answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    found = [_Device(match[1], match[2] or f"MIG {match[4]}", match[3] or match[5]) for match in _DEVICE.finditer(answer.stdout)]
+    found = [_Device(m[1], m[2] or f"MIG {m[4]}", m[3] or m[5]) for m in _DEVICE.finditer(answer.stdout)]
     if visible is None:
         found = [device for device in found if device.number]
     else:
@@ -83,6 +83,7 @@ def child_environment(num_threads: int | None, extra: Mapping[str, str]) -> dict
     cache = Path(tempfile.gettempdir()) / f"autoresearch_hpc-{os.getuid()}"
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))  # these race on network filesystems
     env.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    env.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve each other once a core is shared
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     if num_threads:
         env.update(OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))

@@ -3,30 +3,83 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from ladder import check, climb
-from toy import Toy, finish
+import scenarios
+from toy import Toy
 
 pytestmark = pytest.mark.usefixtures("no_slurm")
 
 
-def test_run_killed_around_every_event_trains_each_candidate_once(toy: Callable[..., Toy]) -> None:
-    climb(toy(cluster="local", k=3, rounds=1, sleep_s=0.3), "ladder")
+@pytest.fixture
+def local(toy: Callable[..., Toy]) -> Callable[..., Toy]:
+    """A plan of one round: the baseline and k candidates, two at a time."""
+
+    def make(*, k: int = 3, sleep_s: float = 0.5, **settings: object) -> Toy:
+        plan = {"rounds": 0, "baseline": "joined", **settings}
+        return toy(cluster="local", k=k, sleep_s=sleep_s, overrides=("cluster.max_parallel=2",), **plan)
+
+    return make
 
 
-def test_trials_that_outlive_their_controller_are_adopted(toy: Callable[..., Toy]) -> None:
-    """Killed from outside while trials run; the journal shows that nothing was submitted again."""
-    repository = toy(cluster="local", k=2, sleep_s=3)
-    first = repository.search("adopt", "cluster.max_parallel=2")
-    repository.wait_for("adopt", "submit.done", 2)
-    while len(repository.trained()) < 3:
-        assert first.poll() is None
-    first.kill()
-    first.wait()
-    finish(repository.search("adopt", "cluster.max_parallel=2"))
-    check(repository, "adopt")
-    assert len([line for line in repository.journal("adopt") if line["event"] == "submit.intent"]) == 2
+def test_killed_around_every_event(local: Callable[..., Toy]) -> None:
+    scenarios.killed_around_every_event(local(), "ladder")
+
+
+def test_killed_while_training(local: Callable[..., Toy]) -> None:
+    scenarios.killed_while_training(local(k=1, sleep_s=2), "outlived")
+
+
+def test_terminated(local: Callable[..., Toy]) -> None:
+    scenarios.terminated(local(k=1, sleep_s=2), "terminated")
+
+
+def test_interrupted(local: Callable[..., Toy]) -> None:
+    repository = local(k=2, sleep_s=2)
+    scenarios.interrupted(repository, "ctrl-c", lambda: scenarios.local_workers(repository))
+
+
+def test_cancelled(local: Callable[..., Toy]) -> None:
+    repository = local(k=1, sleep_s=2)
+    scenarios.cancelled(repository, "cancel", lambda: scenarios.local_workers(repository))
+
+
+def test_two_at_once(local: Callable[..., Toy]) -> None:
+    scenarios.two_at_once(local(k=2))
+
+
+def test_multirun_is_a_run_for_each_seed(local: Callable[..., Toy]) -> None:
+    toy = local(k=1)
+    before = toy.checkout()
+    toy.start("-m", *toy.words("sweep", "seed=1,2")).finish()
+    assert toy.checkout() == before
+    for tag in ("sweep-0", "sweep-1"):
+        scenarios.complete(toy, tag, runs=2)
+    seeds = [{r["seed"] for r in toy.results(tag)} for tag in ("sweep-0", "sweep-1")]
+    assert not seeds[0] & seeds[1]
+
+
+def test_ctrl_c_ends_a_whole_multirun(local: Callable[..., Toy]) -> None:
+    toy = local(k=1, sleep_s=2)
+    sweep = toy.start("-m", *toy.words("sweep", "seed=1,2"))
+    scenarios.until_training(toy, "sweep-0", sweep)
+    sweep.interrupt()
+    sweep.finish(3)
+    assert toy.journal("sweep-1") == []
+    toy.start("-m", *toy.words("sweep", "seed=1,2")).finish()
+    scenarios.complete(toy, "sweep-0", runs=2, interruptions=1)
+
+
+def test_lost_worker_is_replaced_once(local: Callable[..., Toy]) -> None:
+    """SIGKILL to a worker: its trial says nothing of the candidate, so another follows."""
+    toy = local(k=1, sleep_s=2)
+    run = toy.search("lost")
+    scenarios.until_training(toy, "lost", run)
+    claim = toy.run_dir("lost") / "rounds/00/r00-c01/trials/t0/claim-0.json"
+    scenarios.wait(claim.exists, run)
+    os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+    run.finish()
+    dropped = [line for line in toy.journal("lost") if line["event"] == "trial.dropped"]
+    assert [line["trial"] for line in dropped] == ["r00-c01-t0"]
+    assert {r["trial"]: r["status"] for r in toy.results("lost")} == {"r00-c00-t0": "OK", "r00-c01-t1": "OK"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from client import Sandbox, booted
-from toy import Toy, finish
+from toy import Toy
 
 from autoresearch_hpc.cluster import Cluster, Submission
 from autoresearch_hpc.cluster.local import LocalCluster
@@ -434,7 +434,7 @@ def test_small_arrays_without_accounting(
             place.launch(on_slurm.submission("six", ["echo loss: 1"] * 6))
 
         repository = toy(cluster="slurm", k=6, rounds=0, baseline="joined")
-        finish(repository.search("chunks"))
+        repository.search("chunks").finish()
         arrays = [line["trials"] for line in repository.journal("chunks") if line["event"] == "submit.intent"]
         assert [len(trials) for trials in arrays] == [5, 2]
         assert repository.trained() == {f"r00-c{i:02d}": 1 for i in range(7)}

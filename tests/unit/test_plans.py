@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from autoresearch_hpc import agents, config, knobs, space
+from autoresearch_hpc.bundle import bundle_dir
 from autoresearch_hpc.config import Baseline, CandidateConfig, Config, KnobDomain, KnobType, PlanConfig, RoundConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.records import Direction, Knobs, Outcome, Proposal, SearchState, Status, candidate_id
@@ -15,23 +16,7 @@ PLANS = sorted(path.stem for path in (CONF / "round").glob("*.yaml"))
 SPACES = sorted(path.stem for path in (CONF / "space").glob("*.yaml"))
 
 # The knobs of the published scripts, with upstream's values.
-SCRIPT = """\
-ASPECT_RATIO = 64
-HEAD_DIM = 128
-WINDOW_PATTERN = "SSSL"
-TOTAL_BATCH_SIZE = 2**19
-EMBEDDING_LR = 0.6
-UNEMBEDDING_LR = 0.004
-MATRIX_LR = 0.04
-SCALAR_LR = 0.5
-WEIGHT_DECAY = 0.2
-ADAM_BETAS = (0.8, 0.95)
-WARMUP_RATIO = 0.0
-WARMDOWN_RATIO = 0.5
-FINAL_LR_FRAC = 0.0
-DEPTH = 8
-DEVICE_BATCH_SIZE = 128
-"""
+SCRIPT = (bundle_dir() / "train.py").read_text(encoding="utf-8")
 UPSTREAM = knobs.read(SCRIPT)
 FIXED: Knobs = {"SEQ_LEN": 2048, "VOCAB_SIZE": 8192}
 

@@ -287,10 +287,10 @@ def test_impossible_knobs_end_the_script_with_one_line(
 
 @pytest.fixture
 def session(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A worker's session of a fraction of a second; returns where its checkpoint will be."""
+    """A worker's session of a second and a half; returns where its checkpoint will be."""
     checkpoint = tmp_path / "trial" / "checkpoint.pt"
     description = {
-        "schema": 1, "data_dir": str(tiny_dataset), "seed": 0, "train_s": 0.5, "device": "cpu",
+        "schema": 1, "data_dir": str(tiny_dataset), "seed": 0, "train_s": 1.5, "device": "cpu",
         "checkpoint": str(checkpoint), "num_threads": 1,
     }  # fmt: skip
     path = tmp_path / "session.json"

@@ -1,0 +1,185 @@
+"""Whole searches that are killed, interrupted, doubled; the same on every back end. Each checks how it came out."""
+
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from toy import Command, Toy
+
+_DRIVER = Path(__file__).with_name("killed_at.py")
+
+# Every event of a run of one round, in order; each controller of the ladder gets as far as its own.
+EVENTS = (
+    "run.started",
+    "run.resumed",
+    "round.proposed",
+    "round.committed",
+    "submit.intent",
+    "submit.done",
+    "trial.done",
+    "round.judged",
+    "round.closed",
+    "run.stopped",
+)
+# What these announce is done in part when they are written: commits, an array, a branch that moved.
+EFFECTS = ("round.committed", "submit.intent", "submit.done", "round.closed")
+
+
+def killed_around_every_event(toy: Toy, tag: str) -> None:
+    """SIGKILL around every event of a round, each time in a controller that resumes the last one's run."""
+    for event in EVENTS:
+        for moment in ("before", "after") if event in EFFECTS else ("after",):
+            _killed(toy, tag, moment, event)
+    toy.search(tag).finish()
+    complete(toy, tag)
+
+
+def _killed(toy: Toy, tag: str, moment: str, event: str) -> None:
+    process = toy.start(str(_DRIVER), moment, event, "1", "--", *toy.words(tag), module="")
+    process.finish(-signal.SIGKILL, timeout_s=60)
+
+
+def killed_while_training(toy: Toy, tag: str) -> None:
+    """Killed from outside while a round's trials run: they are adopted, not submitted again."""
+    first = toy.search(tag)
+    until_training(toy, tag, first)
+    first.kill()
+    toy.search(tag).finish()
+    complete(toy, tag)
+    assert _events(toy, tag)["submit.intent"] == _events(toy, tag)["round.proposed"]
+
+
+def terminated(toy: Toy, tag: str) -> None:
+    """SIGTERM: the controller leaves, its trials go on, the next controller takes them up."""
+    first = toy.search(tag)
+    until_training(toy, tag, first)
+    first.process.terminate()
+    _, err = first.finish(3)
+    assert f"stopped by SIGTERM; resume with tag={tag}" in err
+    toy.search(tag).finish()
+    complete(toy, tag)
+    assert _events(toy, tag)["submit.intent"] == _events(toy, tag)["round.proposed"]
+
+
+def interrupted(toy: Toy, tag: str, in_flight: Callable[[], int]) -> None:
+    """Ctrl-C: one line that says how to resume, nothing left in flight; a kill right then changes nothing."""
+    first = toy.search(tag)
+    until_training(toy, tag, first)
+    assert in_flight() > 0
+    begun = time.monotonic()
+    first.interrupt()
+    _, err = first.finish(3)
+    assert time.monotonic() - begun < 15
+    last = err.splitlines()[-1]
+    assert last == f"autoresearch_hpc: stopped by SIGINT; resume with tag={tag} and the same plan"
+    assert in_flight() == 0
+    assert toy.journal(tag)[-1]["event"] == "run.interrupted"
+
+    second = toy.start(str(_DRIVER), "after", "run.interrupted", "1", "--", *toy.words(tag), module="")
+    begun_before = sum(toy.trained().values())
+    wait(lambda: sum(toy.trained().values()) > begun_before, second)
+    second.interrupt()
+    second.finish(-signal.SIGKILL, timeout_s=30)
+    wait(lambda: in_flight() == 0, None)
+    toy.search(tag).finish()
+    complete(toy, tag, interruptions=2)
+
+
+def cancelled(toy: Toy, tag: str, in_flight: Callable[[], int]) -> None:
+    """`.cancel` with a live controller, then without one."""
+    first = toy.search(tag)
+    until_training(toy, tag, first)
+    out, _ = toy.start(tag, module="autoresearch_hpc.cancel").finish()
+    assert f"asked the controller, pid {first.pid}" in out
+    first.finish(3)
+    assert in_flight() == 0
+
+    second = toy.search(tag)
+    begun_before = sum(toy.trained().values())
+    wait(lambda: sum(toy.trained().values()) > begun_before, second)
+    second.kill()
+    assert in_flight() > 0
+    out, _ = toy.start(tag, module="autoresearch_hpc.cancel").finish()
+    assert "resume with" in out
+    wait(lambda: in_flight() == 0, None)
+    out, _ = toy.start(tag, module="autoresearch_hpc.cancel").finish()
+    toy.search(tag).finish()
+    complete(toy, tag, interruptions=2)
+
+
+def two_at_once(toy: Toy) -> None:
+    """Two runs in one repository, and a second controller on one of them, which is refused."""
+    before = toy.checkout()
+    one, other = toy.search("one", "seed=1"), toy.search("other", "seed=2")
+    until_training(toy, "one", one)
+    _, err = toy.search("one", "seed=1").finish(2)
+    assert len(err.splitlines()) == 1
+    assert "another controller works on" in err
+    assert socket.gethostname() in err
+    assert str(one.pid) in err
+    one.finish()
+    other.finish()
+    assert toy.checkout() == before
+    for tag in ("one", "other"):
+        complete(toy, tag, runs=2)
+
+
+def complete(toy: Toy, tag: str, *, interruptions: int = 0, runs: int = 1) -> None:
+    """The run came to its end, every candidate was trained once, and the journal tells one story.
+
+    A candidate whose training was cancelled by an interruption is trained again; only then.
+    """
+    journal = toy.journal(tag)
+    candidates = [c for line in journal if line["event"] == "round.proposed" for c in line["proposals"]]
+    assert candidates
+    trained = toy.trained()
+    assert set(trained) == set(candidates)
+    dropped = Counter(line["trial"].rpartition("-")[0] for line in journal if line["event"] == "trial.dropped")
+    assert max(dropped.values(), default=0) <= interruptions
+    for candidate in candidates:
+        assert runs <= trained[candidate] <= runs + dropped[candidate], (trained, dropped)
+    results = {line["trial"]: line["result"] for line in journal if line["event"] == "trial.done"}
+    assert len(results) == _events(toy, tag)["trial.done"], "no result is told twice"
+    good = [r for r in results.values() if r["status"] == "OK"]
+    assert sorted(r["candidate"] for r in good) == sorted(candidates)
+    for event in ("round.proposed", "round.committed", "round.judged", "round.closed"):
+        told = [line["round"] for line in journal if line["event"] == event]
+        assert told == sorted(set(told)), event
+    assert (journal[-1]["event"], journal[-1]["reason"]) == ("run.stopped", "the plan is complete")
+    incumbent = [line for line in journal if line["event"] == "round.judged"][-1]["incumbent"]
+    assert incumbent["value"] == min(r["metric"]["value"] for r in good)
+    assert toy.git("rev-parse", f"autoresearch/{tag}").strip() == incumbent["commit"]
+
+
+def _events(toy: Toy, tag: str) -> Counter[str]:
+    return Counter(line["event"] for line in toy.journal(tag))
+
+
+def until_training(toy: Toy, tag: str, controller: Command) -> None:
+    """Until trials of the newest round are in their scripts."""
+    wait(lambda: _events(toy, tag)["submit.done"] > 0 and toy.trained(), controller)
+
+
+def wait(condition: Callable[[], object], controller: Command | None, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert controller is None or controller.running, controller.said()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def local_workers(toy: Toy) -> int:
+    """Workers of the repository's trials that are running on this machine."""
+    found = 0
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                words = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            found += b"\0autoresearch_hpc.trial.worker\0" in words and os.fsencode(toy.root) in words
+    return found

@@ -1,0 +1,149 @@
+"""What a worker finds on its node."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autoresearch_hpc.records import Status
+from autoresearch_hpc.trial import facts
+
+LISTING = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)
+GPU 1: NVIDIA H200 (UUID: GPU-bbbb2222-0000-0000-0000-000000000000)
+  MIG 1g.18gb     Device  0: (UUID: MIG-cccc3333-0000-0000-0000-000000000000)
+  MIG 3g.71gb     Device  1: (UUID: MIG-dddd4444-0000-0000-0000-000000000000)
+"""
+H100, H200, SLICE = "GPU-aaaa1111", "GPU-bbbb2222", "MIG-dddd4444"
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node whose nvidia-smi lists two GPUs, the second one in slices."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && cat <<'X'\n{LISTING}X\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("visible", "name", "uuid", "count"),
+    [
+        (None, "NVIDIA H100 80GB HBM3", H100, 2),
+        ("0", "NVIDIA H100 80GB HBM3", H100, 1),
+        ("1", "NVIDIA H200", H200, 1),
+        (" 1, 0 ", "NVIDIA H200", H200, 2),
+        (f"{H200}", "NVIDIA H200", H200, 1),
+        (f"{SLICE}-0000-0000-0000-000000000000", "MIG 3g.71gb", SLICE, 1),
+        ("", None, None, 0),
+        ("7", None, None, 0),
+        ("-1", None, None, 0),
+        ("GPU-ffff", None, None, 0),
+        ("NoDevFiles", None, None, 0),
+    ],
+)
+def test_the_gpu_is_the_first_visible_one(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str | None, uuid: str | None, count: int
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpu = facts.gpu()
+    assert (gpu.name, gpu.count, gpu.visible) == (name, count, visible)
+    assert (gpu.uuid or "").startswith(uuid or "")
+    assert (gpu.uuid is None) is (uuid is None)
+
+
+def test_a_driver_that_fails_has_no_gpus(driver: Path) -> None:
+    driver.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate' && exit 9\n")
+    assert facts.gpu().count == 0
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert (facts.gpu().count, facts.gpu().visible) == (0, "0")
+
+
+def test_slurms_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+    assert facts.slurm_job() is None
+    assert facts.attempt() == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    job = facts.slurm_job()
+    assert job
+    assert (job.job_id, job.array_job_id, job.array_task_id, job.gres) == ("42", None, None, None)
+    for name, value in {
+        "ARRAY_JOB_ID": "40", "ARRAY_TASK_ID": "0", "JOB_PARTITION": "main", "JOB_GPUS": "3", "RESTART_COUNT": "2",
+        "JOB_NODELIST": "n0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    job = facts.slurm_job()
+    assert job
+    assert (job.array_job_id, job.array_task_id, job.partition, job.gres) == ("40", 0, "main", "3")
+    assert facts.attempt() == 2
+
+
+def test_caches_are_on_the_node_unless_the_user_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/cache")
+    env = facts.child_environment(None, {"X": "1"})
+    assert env["TORCHINDUCTOR_CACHE_DIR"] == "/my/cache"
+    assert str(os.getuid()) in env["TRITON_CACHE_DIR"]
+    assert env["X"] == "1"
+    assert "OMP_NUM_THREADS" not in env or env["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
+
+
+CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+@pytest.mark.parametrize(
+    ("returncode", "log", "status", "type_", "message"),
+    [
+        (1, "Traceback\nKeyError: 'a'\n", Status.CRASHED, "KeyError", "'a'"),
+        (1, "KeyError: 1\nDuring handling\nmy.mod.BadShapeError: 2\n", Status.CRASHED, "my.mod.BadShapeError", "2"),
+        (1, "AssertionError\n", Status.CRASHED, "AssertionError", ""),
+        (1, f"{CUDA}\n", Status.OOM, "torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (1, "RuntimeError: CUDA error: out of memory\n", Status.OOM, "RuntimeError", "CUDA error: out of memory"),
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory\n", Status.OOM, "RuntimeError", ""),
+        (1, "numpy._core._exceptions._ArrayMemoryError: Unable to allocate\n", Status.OOM, "numpy", ""),
+        (1, f"{CUDA}\n" + "cleaning up\n" * 200, Status.OOM, "torch.OutOfMemoryError", ""),
+        (-6, f"{CUDA}\nException: in a destructor\n", Status.OOM, "torch.OutOfMemoryError", ""),
+        (1, f"{CUDA}\ntrying a smaller batch\nValueError: too small\n", Status.CRASHED, "ValueError", "too small"),
+        (-9, "", Status.CRASHED, "SIGKILL", "ended by signal SIGKILL, perhaps for want of host memory"),
+        (137, "Killed\n", Status.CRASHED, "SIGKILL", "for want of host memory"),
+        (139, "", Status.CRASHED, "SIGSEGV", "ended by signal SIGSEGV"),
+        (-11, "ValueError: before\n", Status.CRASHED, "SIGSEGV", ""),
+        (3, "an Error: not at the line's start is none\n Error: x\n", Status.CRASHED, "ExitStatus", "exit status 3"),
+        (255, "", Status.CRASHED, "ExitStatus", "exit status 255"),
+        (-50, "", Status.CRASHED, "ExitStatus", "exit status -50"),
+    ],
+)
+def test_why_a_child_failed(
+    tmp_path: Path, returncode: int, log: str, status: Status, type_: str, message: str
+) -> None:
+    path = tmp_path / "log"
+    path.write_text(log)
+    found, failure = facts.failure(returncode, path)
+    assert found is status
+    assert failure.type.startswith(type_)
+    assert message in failure.message
+
+
+def test_a_failure_without_a_log(tmp_path: Path) -> None:
+    status, failure = facts.failure(1, tmp_path / "none")
+    assert (status, failure.type, failure.tail) == (Status.CRASHED, "ExitStatus", "")
+
+
+def test_a_tail_is_bounded_and_text(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * 100_000 + b"\xff\xfe\0end")
+    tail = facts.log_tail(path)
+    assert len(tail) < 20_000
+    assert tail.endswith("\ufffd\ufffdend")
+    path.write_bytes(b"%d\n" * 100)
+    assert len(facts.log_tail(path).splitlines()) == 40

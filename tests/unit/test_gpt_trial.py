@@ -1,0 +1,216 @@
+"""A trial of a training script that speaks the event protocol, and every way in which it can go wrong.
+
+The scripts here write to the pipe themselves and need no torch; real models are trained in test_train and
+test_evaluate.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_trial import FakeTrial
+
+from autoresearch_hpc.files import read_json
+from autoresearch_hpc.records import Direction, Failure, Metric, Status
+from autoresearch_hpc.trial import gpt
+from autoresearch_hpc.trial.children import StopFlag
+from autoresearch_hpc.trial.ending import Ending
+from autoresearch_hpc.trial.phases import PhaseLog
+
+HEAD = """
+import json, os, sys, time
+pipe = int(os.environ["AUTORESEARCH_EVENTS_FD"])
+session = json.load(open(os.environ["AUTORESEARCH_SESSION"]))
+def say(event, **more): os.write(pipe, (json.dumps({"event": event, **more}) + "\\n").encode())
+def save(): open(session["checkpoint"], "w").close()
+"""
+METRIC = Metric(name="val_bpb", value=None, direction=Direction.min)
+LIMITS = {"startup_limit_s": 20.0, "train_s": 0.5, "grace_s": 0.5, "eval_limit_s": 20.0}
+
+Make = Callable[..., FakeTrial]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make(code: str, **settings: Any) -> FakeTrial:
+        given = {"metric": METRIC, **LIMITS, **settings}
+        return FakeTrial(tmp_path / "it's a trial", {"train.py": HEAD + code}, kind="gpt", **given)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "status", "type_", "message"),
+    [
+        ("time.sleep(60)", {"startup_limit_s": 0.8}, "TIMEOUT", "Timeout", "start-up and compilation took longer"),
+        ("say('warmup'); time.sleep(60)", {"startup_limit_s": 0.8}, "TIMEOUT", "Timeout", "took longer than 0.8 s"),
+        ("say('clock'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "training and saving took longer than 1 s"),
+        ("say('clock'); say('saved'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "exiting after its checkpoint"),
+        ("pass", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
+        ("say('clock')", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
+        ("say('clock'); say('diverged', step=7)", {}, "DIVERGED", "Diverged", "not finite at step 7"),
+        ("raise ValueError('early')", {}, "CRASHED", "ValueError", "early"),
+        ("say('clock'); raise KeyError('late')", {}, "CRASHED", "KeyError", "'late'"),
+        ("say('clock'); say('saved'); sys.exit(4)", {}, "CRASHED", "ExitStatus", "exit status 4"),
+        ("say('clock'); raise MemoryError()", {}, "OOM", "MemoryError", ""),
+        ("say('saved'); say('diverged')", {}, "INVALID", "NoCheckpoint", "without a saved checkpoint"),
+        ("import nosuchmodule", {}, "CRASHED", "ModuleNotFoundError", "nosuchmodule"),
+        ("this does not parse", {}, "CRASHED", "SyntaxError", "invalid syntax"),
+    ],
+)  # fmt: skip
+def test_every_failure_is_told_apart(
+    make: Make, code: str, limits: dict[str, float], status: str, type_: str, message: str
+) -> None:
+    trial = make(code, **limits)
+    result = trial.run()
+    assert result.status is Status(status)
+    assert result.error
+    assert result.error.type == type_
+    assert message in result.error.message
+    assert (result.metric, result.evaluator) == (METRIC, "trusted")
+    p = result.phases
+    assert p.total_s is not None
+    assert abs(sum(s or 0.0 for s in (p.startup_s, p.compile_s, p.train_s, p.eval_s)) - p.total_s) < 0.3
+    assert (p.compile_s is not None) is ("warmup" in code)
+    assert (p.train_s is not None) is ("clock" in code)
+    assert not trial.paths.checkpoint.exists()
+
+
+def test_overruns_end_in_time_with_all_descendants(make: Make) -> None:
+    trial = make("""
+import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0: os.setsid(); time.sleep(60)
+say('clock'); time.sleep(60)
+""")
+    result = trial.run()
+    assert result.status is Status.TIMEOUT
+    assert result.phases.train_s is not None
+    assert 1.0 <= result.phases.train_s < 2.0
+
+
+def test_a_signal_during_training(make: Make) -> None:
+    trial = make("say('clock'); open('up', 'w').write('up\\n'); time.sleep(60)", train_s=60.0)
+    with trial.worker() as process:
+        trial.wait_for(trial.src / "up")
+        assert trial.stop(process, signal.SIGTERM) < 1.0
+    assert trial.left() == []
+    assert trial.result().status is Status.CANCELLED
+
+
+def test_the_session_says_what_is_asked(make: Make, tmp_path: Path) -> None:
+    trial = make("print(json.dumps(session)); print(os.getcwd())", num_threads=2, data_dir=None, seed=5)
+    trial.run()
+    session, cwd = trial.paths.log.read_text().splitlines()
+    assert json.loads(session) == {
+        "schema": 1, "data_dir": None, "seed": 5, "train_s": 0.5, "device": "cpu",
+        "checkpoint": str(trial.paths.checkpoint), "num_threads": 2,
+    }  # fmt: skip
+    assert cwd == str(trial.src)
+
+
+def test_nothing_that_the_script_says_of_itself_can_hurt(make: Make) -> None:
+    wild = "steps=10**400, tokens=-3, num_params=True, peak_vram_mb=10**400, mfu=float('inf')"
+    result = make(f"say('clock'); say('diverged', step='\\n' * 9, {wild})").run()
+    assert result.status is Status.DIVERGED
+    facts = (result.steps, result.tokens, result.num_params, result.peak_vram_mb, result.mfu)
+    assert facts == (None, None, None, None, None)
+
+
+def test_a_script_that_repeats_its_events_is_charged_once(make: Make) -> None:
+    flood = "for _ in range(20_000): say('warmup')\n"
+    result = make(f"say('warmup'); time.sleep(0.3)\n{flood}say('clock')\n{flood}say('diverged', step=1)").run()
+    assert result.status is Status.DIVERGED
+    assert result.phases.compile_s is not None
+    assert result.phases.compile_s >= 0.3
+
+
+# the evaluator's side, with one that says what we like
+
+
+class Quiet(StopFlag):
+    def __init__(self) -> None:
+        self.reason, self.timed_out = None, False
+
+
+@pytest.fixture
+def answer(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ending]:
+    """The ending of a good training whose evaluator runs this code."""
+
+    def answer(code: str, **settings: Any) -> Ending:
+        trial = make("say('warmup'); say('clock'); save(); say('saved', steps=9, tokens=90, mfu=0.5)", **settings)
+        evaluator = tmp_path / "evaluator.py"
+        evaluator.write_text(
+            "import os, sys, time; pipe = int(sys.argv[sys.argv.index('--result-fd') + 1])\n"
+            "say = lambda s: os.write(pipe, s.encode() + b'\\n')\nassert sys.stdin.readline() == 'go\\n'\n" + code
+        )
+        python = tmp_path / "python"
+        python.write_text(
+            f"""#!/bin/sh\ncase "$*" in *trial.evaluate*) exec '{sys.executable}' -S '{evaluator}' "$@";; """
+            f"""*) exec '{sys.executable}' "$@";; esac\n"""
+        )
+        python.chmod(0o755)
+        monkeypatch.setattr(gpt.sys, "executable", str(python))
+        ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
+        assert not trial.paths.checkpoint.exists(), "checkpoints are large"
+        assert trial.phase() == "eval"
+        return ending
+
+    return answer
+
+
+def test_an_evaluated_model(answer: Callable[..., Ending]) -> None:
+    assert answer("""say('{"status": "OK", "value": 1.25}')""") == Ending(
+        status=Status.OK, value=1.25, steps=9, tokens=90, mfu=0.5
+    )
+
+
+def test_a_failed_evaluation(answer: Callable[..., Ending]) -> None:
+    ending = answer("""say('{"status": "OOM", "type": "torch.OutOfMemoryError", "message": "so large"}')""")
+    assert (ending.status, ending.value) == (Status.OOM, None)
+    assert ending.error == Failure(type="torch.OutOfMemoryError", message="so large")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}", '{"status": "OK"}', '{"status": "OK", "value": "0.1"}', '{"status": "OK", "value": true}',
+        '{"status": "OK", "value": NaN}', '{"status": "OK", "value": 1e999}', '{"status": "LOST"}',
+        '{"status": "CANCELLED", "type": "x", "message": "y"}', '{"status": ["OK"], "value": 1}',
+        '{"status": "SPLENDID", "value": 0.1}', '{"status": "OK", "value": 1' + "0" * 400 + "}",
+    ],
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense_is_never_a_score(answer: Callable[..., Ending], line: str) -> None:
+    ending = answer(f"say({line!r})")
+    assert (ending.status, ending.value) == (Status.INVALID, None)
+    assert ending.error
+    assert ending.error.type == "BadAnswer"
+    assert len(ending.error.message) < 300
+
+
+def test_an_evaluator_that_dies(answer: Callable[..., Ending]) -> None:
+    ending = answer("raise ValueError('x')")
+    assert (ending.status, ending.error and ending.error.type) == (Status.CRASHED, "ValueError")
+
+
+def test_an_evaluator_that_hangs(answer: Callable[..., Ending]) -> None:
+    begun = time.monotonic()
+    ending = answer("time.sleep(60)", eval_limit_s=0.5)
+    assert time.monotonic() - begun < 5
+    assert (ending.status, ending.error and ending.error.type) == (Status.TIMEOUT, "Timeout")
+
+
+def test_the_real_evaluator_answers_the_worker(make: Make, tiny_dataset: Path) -> None:
+    trial = make("say('clock'); save(); say('saved', steps=1)")
+    source = trial.src / "train.py"  # it is imported by the evaluator too, where there is no session
+    source.write_text(source.read_text().replace(HEAD, f"if __name__ != '__main__': raise SystemExit\n{HEAD}"))
+    trial.spec = replace(trial.spec, num_threads=1, data_dir=str(tiny_dataset), src_sha256={})
+    result = trial.run()
+    assert (result.status, result.error and result.error.type) == (Status.CRASHED, "SystemExit")
+    assert result.phases.eval_s is not None
+    assert read_json(trial.paths.phases)["phase"] == "eval"

@@ -1,0 +1,186 @@
+"""What the journal's events mean: replayed and applied one by one, they lead to the same state."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import FakeRun, commit_of, cookbook
+
+from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.history import History
+from autoresearch_hpc.journal import Event, read
+from autoresearch_hpc.records import Direction, Proposal, Status, Verdict
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    return FakeRun(tmp_path / "a tag")
+
+
+def test_replay_equals_applying_one_by_one_at_every_point(tmp_path: Path) -> None:
+    events = read(cookbook(tmp_path / "tag").layout.journal)
+    growing = History()
+    for number, event in enumerate(events, start=1):
+        growing.apply(event)
+        assert asdict(growing) == asdict(History.replay(events[:number]))
+    assert growing.stopped == "the plan is complete"
+
+
+def test_a_run_that_has_started(tmp_path: Path) -> None:
+    history = FakeRun(tmp_path / "tag", metric="score", direction=Direction.max).history()
+    assert (history.tag, history.uid, history.metric, history.direction) == ("tag", "abc123", "score", Direction.max)
+    assert history.start_commit == "f" * 40
+    assert history.started_at == history.last_at == "2026-01-31T12:00:00.000000+00:00"
+    assert (history.rounds, history.incumbent, history.stopped, history.interrupted) == ([], None, None, None)
+    assert history.outcomes() == ()
+
+
+def test_nothing_has_happened_in_an_empty_journal() -> None:
+    assert asdict(History.replay([])) == asdict(History())
+    assert History().started_at is None
+
+
+def test_a_round_step_by_step(run: FakeRun) -> None:
+    run.propose(["a", "b"], submit=False)
+    round_ = run.history().rounds[0]
+    assert (round_.index, list(round_.entries), round_.committed) == (0, ["r00-c00", "r00-c01"], True)
+    assert round_.entries["r00-c01"].proposal == Proposal(title="b", knobs={"MATRIX_LR": 0.04}, origin="plan")
+    assert round_.entries["r00-c01"].trial is None
+    assert round_.num_arrays == 0
+    run.event("submit.intent", round=0, job_name="ar-0", trials=["r00-c00-t0", "r00-c01-t0"])
+    trial = run.history().trial("r00-c01-t0")
+    assert (trial.job_name, trial.job, trial.result) == ("ar-0", None, None)
+    run.event("submit.done", round=0, job_name="ar-0", jobs={"r00-c01-t0": "7_1"})
+    history = run.history()
+    assert (history.trial("r00-c00-t0").job, history.trial("r00-c01-t0").job) == (None, "7_1")
+    assert history.rounds[0].num_arrays == 1
+    run.done("r00-c00-t0", 1.0)
+    run.done("r00-c01-t0", None, Status.OOM)
+    history = run.history()
+    assert (history.entry("r00-c00").value, history.entry("r00-c01").value) == (1.0, None)
+    assert history.outcomes() == (), "agents hear of a round once it is judged"
+    run.judge({"r00-c00": "keep", "r00-c01": "crash"}, {"r00-c00": 1.0})
+    history = run.history()
+    assert history.incumbent
+    assert (history.incumbent.candidate, history.incumbent.commit) == ("r00-c00", commit_of("r00-c00"))
+    assert history.rounds[0].judged
+    assert history.rounds[0].closed_at
+    kept, failed = history.outcomes()
+    assert (kept.status, kept.value, kept.verdict, kept.error) == (Status.OK, 1.0, Verdict.KEEP, None)
+    assert (failed.status, failed.value, failed.verdict) == (Status.OOM, None, Verdict.CRASH)
+    assert failed.error
+    assert failed.error.message == "a <bad> value"
+
+
+def test_a_proposed_round_is_not_yet_committed(run: FakeRun) -> None:
+    run.event("round.proposed", round=0, base="f" * 40, proposals={"r00-c00": {"title": "a"}})
+    history = run.history()
+    assert not history.rounds[0].committed
+    assert history.entry("r00-c00").proposal.title == "a"
+
+
+def test_the_newest_trial_that_was_not_dropped_counts(run: FakeRun) -> None:
+    [first] = run.propose(["a"])
+    run.done(first, None, Status.LOST)
+    run.event("trial.dropped", trial=first, reason="the node went away")
+    entry = run.history().entry("r00-c00")
+    assert (entry.trial, entry.result, entry.value) == (None, None, None)
+    assert entry.trials[0].dropped == "the node went away"
+    run.event("submit.intent", round=0, job_name="ar-1", trials=["r00-c00-t1"])
+    run.event("submit.done", round=0, job_name="ar-1", jobs={"r00-c00-t1": "9"})
+    run.done("r00-c00-t1", 1.0)
+    history = run.history()
+    assert history.entry("r00-c00").trial is history.trial("r00-c00-t1")
+    assert history.entry("r00-c00").value == 1.0
+    assert [r.trial for r in history.results()] == ["r00-c00-t0", "r00-c00-t1"]
+    assert history.rounds[0].num_arrays == 2
+
+
+def test_a_submission_that_never_arrived_is_made_again_under_another_name(run: FakeRun) -> None:
+    run.propose(["a"], submit=False)
+    for name in ("ar-0", "ar-1"):
+        run.event("submit.intent", round=0, job_name=name, trials=["r00-c00-t0"])
+    entry = run.history().entry("r00-c00")
+    assert [(t.id, t.job_name, t.job) for t in entry.trials] == [("r00-c00-t0", "ar-1", None)]
+
+
+def test_an_interruption_marks_what_was_cancelled_and_a_resumption_clears_it(run: FakeRun) -> None:
+    [first, second] = run.propose(["a", "b"])
+    run.event("run.interrupted", reason="SIGINT", cancelled=[second])
+    history = run.history()
+    assert history.interrupted == "SIGINT"
+    assert (history.trial(first).cancelled, history.trial(second).cancelled) == (False, True)
+    run.wait(3600)
+    run.event("run.resumed", pid=1, host="n")
+    history = run.history()
+    assert (history.interrupted, history.stopped) == (None, None)
+    assert history.trial(second).cancelled, "its outcome still says nothing of the candidate"
+    run.event("submit.intent", round=0, job_name="ar-1", trials=[second])
+    assert not run.history().trial(second).cancelled
+
+
+def test_the_time_between_two_controllers_is_nobodys(run: FakeRun) -> None:
+    run.wait(10)
+    run.event("run.interrupted", reason="SIGTERM", cancelled=[])
+    run.wait(1000)
+    run.event("run.resumed", pid=1, host="n")
+    run.wait(5)
+    run.event("run.stopped", reason="enough")
+    history = run.history()
+    assert history.active == [
+        ("2026-01-31T12:00:00.000000+00:00", "2026-01-31T12:00:10.000000+00:00"),
+        ("2026-01-31T12:16:50.000000+00:00", "2026-01-31T12:16:55.000000+00:00"),
+    ]
+    assert history.stopped == "enough"
+
+
+def test_candidates_are_found_by_id_by_name_and_as_the_baseline(run: FakeRun) -> None:
+    run.round([("a", 1.0, "keep")])
+    run.event("round.proposed", round=1, base="f" * 40, proposals={"r01-c00": {"title": "b", "name": "wide"}})
+    history = run.history()
+    found = {name: (entry.id if (entry := history.find(name)) else None) for name in ("baseline", "r01-c00", "wide")}
+    assert found == {"baseline": "r00-c00", "r01-c00": "r01-c00", "wide": "r01-c00"}
+    assert history.find("narrow") is None
+    assert History().find("baseline") is None
+
+
+def test_a_baseline_that_failed_leaves_no_incumbent(run: FakeRun) -> None:
+    run.propose(["a"])
+    run.done("r00-c00-t0", None)
+    run.event("round.judged", round=0, verdicts={"r00-c00": "crash"}, incumbent=None)
+    assert run.history().incumbent is None
+
+
+def event(name: str, **data: Any) -> Event:
+    return Event(seq=5, at="2026-01-31T12:00:00+00:00", event=name, data=data)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        event("run.started", tag="x"),
+        event("round.proposed", round=1, base="f", proposals={"r01-c00": {"titel": "x"}}),
+        event("round.proposed", round=1, base="f", proposals=3),
+        event("round.committed", round=0, candidates=[{"id": "r00-c00"}]),
+        event("submit.intent", round=7, job_name="x", trials=[]),
+        event("submit.done", round=0, job_name="x", jobs={"r00-c00-t9": "1"}),
+        event("submit.done", round=0, job_name="x", jobs={"nonsense": "1"}),
+        event("trial.done", trial="r00-c00-t0", result={}),
+        event("trial.done", trial="r09-c00-t0", result={}),
+        event("round.judged", round=0, verdicts={"r00-c00": "splendid"}, incumbent=None),
+        event("round.judged", round=0, verdicts={}, incumbent={"candidate": "r00-c00"}),
+        event("run.stopped"),
+    ],
+    ids=lambda e: e.event,
+)
+def test_an_event_that_makes_no_sense_is_damage(run: FakeRun, wrong: Event) -> None:
+    run.propose(["a"])
+    history = run.history()
+    with pytest.raises(JournalError, match=rf"^damaged journal: event 5 \({wrong.event}\) makes no sense: .*; restore"):
+        history.apply(wrong)
+
+
+def test_an_event_of_a_later_version(run: FakeRun) -> None:
+    with pytest.raises(JournalError, match=r"unknown event 'round\.tasted'"):
+        run.history().apply(event("round.tasted"))
