@@ -169,6 +169,7 @@ def _no_deletion(match: re.Match[str], text: str) -> ConfigError:
 _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str], str], ConfigError]], ...] = (
     (r"Could not override '(\S+?)'\. No match in the defaults list", _not_chosen),
     (r"Multiple values for (\S+?)\.", _chosen_twice),
+    (r"(\S+) appears more than once in the final defaults list", _chosen_twice),
     (r"Ambiguous value for argument '(.*?)='?", _sweep),
     (r"Error parsing override '(.*?)' missing EQUAL", _no_equals),
     (r"Could not find '(?:\S*/)?([^/']+)/([^/']*)'", _no_such_name),

@@ -164,10 +164,17 @@ class Repo:
         counts = [line.split("\t")[:2] for line in self._git("diff", "--numstat", parent, commit).splitlines()]
         return patch, sum(int(n) for pair in counts for n in pair if n.isdigit())
 
+    def require(self, commit: str, paths: Sequence[str]) -> None:
+        """Raise RepoError naming the first of the plain paths that the commit lacks."""
+        for path in paths:
+            if not set(path) & set("*?[:") and not self._git("ls-tree", commit, "--", path):
+                raise RepoError(f"{path} is not in commit {commit[:7]} of {self.root}", "commit it, or correct task.export")
+
     def export(self, commit: str, paths: Sequence[str], target: Path) -> None:
         """Write the commit's files at paths (pathspecs; "." is all) into target, which appears whole or not at all."""
         if target.is_dir():
             return
+        self.require(commit, paths)
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -152,6 +152,7 @@ def _check_plan(config: Config, repo: Repo, start: str) -> Space | None:
     maker = CandidateMaker(repo, RunLayout(Path()), task, "")
     for path in task.editable:
         repo.read(start, path)
+    repo.require(start, task.export)
     base = _values(plan.base)
     if maker.rewrites:
         source = knobs.rewrite(repo.read(start, task.script), base, task.script)

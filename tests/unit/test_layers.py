@@ -11,9 +11,9 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors"},
-    {"records", "files", "bundle", "knobs"},
-    {"layout", "dataset", "config", "lock", "bounds", "journal"},
+    {"errors", "bundle"},
+    {"exits", "files", "literals", "records"},
+    {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
     {"history", "space"},
     {"harness"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
@@ -25,7 +25,7 @@ LAYERS = [
 ]
 # One thing a module may import of its own layer, and why.
 SIBLINGS = {
-    ("knobs", "records"): "the values of knobs are a record's",
+    ("literals", "records"): "the values of knobs are a record's",
 }
 
 

@@ -53,7 +53,7 @@ def test_seeds_differ_and_are_stable() -> None:
     seeds = {trial_seed(seed, f"r{r:02d}-c{c:02d}-t{t}") for seed in range(3) for r in range(5) for c in range(9) for t in (0, 1)}
     assert len(seeds) == 3 * 5 * 9 * 2
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert trial_seed(0, "r00-c00-t0") == trial_seed(0, "r00-c00-t0") == 1287486493
+    assert trial_seed(0, "r00-c00-t0") == 806245561
     assert trial_seed(1, "1/r") != trial_seed(11, "/r")
 
 

@@ -391,6 +391,7 @@ def test_by_hand_it_prints_the_familiar_block(tiny_dataset: Path, tmp_path: Path
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own imports
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_gpu_and_cpu_agree(load: Callable[..., ModuleType]) -> None:
     train = load(DEPTH=3, ASPECT_RATIO=32, HEAD_DIM=32, WINDOW_PATTERN="S")
