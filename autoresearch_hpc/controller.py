@@ -283,8 +283,14 @@ class Controller:
             value,
             cause,
         )
+        self._drop_if_void(trial)
+
+    def _drop_if_void(self, trial: Trial) -> None:
+        """Drop a trial whose outcome says nothing of its candidate, so that another follows."""
+        result = trial.result
+        assert result
         dropped = sum(t.dropped is not None and not t.cancelled for t in self.history.entry(trial.candidate).trials)
-        if trial.cancelled and result.status is Status.CANCELLED:
+        if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
             self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
         elif collect.is_infrastructure(result) and dropped < self._config.cluster.max_retries:
             self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
@@ -334,6 +340,9 @@ class Controller:
         if not self.history.rounds:
             return
         round_ = self.history.rounds[-1]
+        if not round_.judged:
+            for trial in [t for entry in round_.entries.values() if (t := entry.trial) and t.result]:
+                self._drop_if_void(trial)
         lost: dict[str, Entry] = {}
         for job_name, trials in self._submissions(round_).items():
             submission = self._submission(round_, job_name, [t.id for t in trials])

@@ -215,13 +215,6 @@ class TrialSpec:
     command: CommandSpec | None = None
     schema: int = SCHEMA
 
-    @property
-    def wall_limit_s(self) -> float:
-        """The longest this trial may take, checks and reaping included."""
-        if self.kind == "command":
-            return self.startup_limit_s + self.train_s + self.grace_s
-        return self.startup_limit_s + self.train_s + self.grace_s + self.eval_limit_s
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

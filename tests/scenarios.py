@@ -33,14 +33,14 @@ def killed_around_every_event(toy: Toy, tag: str) -> None:
     """SIGKILL around every event of a round, each time in a controller that resumes the last one's run."""
     for event in EVENTS:
         for moment in ("before", "after") if event in EFFECTS else ("after",):
-            _killed(toy, tag, moment, event)
+            killed_at(toy, tag, moment, event).finish(-signal.SIGKILL, timeout_s=60)
     toy.search(tag).finish()
     complete(toy, tag)
 
 
-def _killed(toy: Toy, tag: str, moment: str, event: str) -> None:
-    process = toy.start(str(_DRIVER), moment, event, "1", "--", *toy.words(tag), module="")
-    process.finish(-signal.SIGKILL, timeout_s=60)
+def killed_at(toy: Toy, tag: str, moment: str, event: str) -> Command:
+    """Start or resume the search under a controller that will be killed before or after its first such event."""
+    return toy.start(str(_DRIVER), moment, event, "1", "--", *toy.words(tag), module="")
 
 
 def killed_while_training(toy: Toy, tag: str) -> None:
@@ -79,7 +79,7 @@ def interrupted(toy: Toy, tag: str, in_flight: Callable[[], int]) -> None:
     assert in_flight() == 0
     assert toy.journal(tag)[-1]["event"] == "run.interrupted"
 
-    second = toy.start(str(_DRIVER), "after", "run.interrupted", "1", "--", *toy.words(tag), module="")
+    second = killed_at(toy, tag, "after", "run.interrupted")
     begun_before = sum(toy.trained().values())
     wait(lambda: sum(toy.trained().values()) > begun_before, second)
     second.interrupt()

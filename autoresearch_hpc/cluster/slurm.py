@@ -4,8 +4,10 @@ The array's task reads its trial from `array.json` by its index. No pickles trav
 `sbatch` has answered, and a controller that dies in that moment loses nothing.
 """
 
+import contextlib
 import functools
 import getpass
+import io
 import logging
 import math
 import os
@@ -182,7 +184,8 @@ class _ArrayExecutor(submitit.SlurmExecutor):
     def submit_tasks(self, command: str, count: int) -> str:
         """Submit; the array's job id. Raises submitit's FailedJobError and FailedSubmissionError."""
         self.parameters["map_count"] = count
-        return str(self._submit_command(command).job_id)
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the exception says as well
+            return str(self._submit_command(command).job_id)
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         folder = str(self.folder).replace("%", "%%")  # in the names of log files Slurm fills in %x and the like

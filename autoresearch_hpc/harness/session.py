@@ -13,6 +13,7 @@ the data set under ./data, and evaluates itself at the end through the same trus
 
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Session:
             torch.set_num_threads(spec.num_threads)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+        elif alone:
+            print(standalone.CPU_NOTE, file=sys.stderr)
         random.seed(spec.seed)
         np.random.seed(spec.seed % 2**32)
         torch.manual_seed(spec.seed)

@@ -23,6 +23,10 @@ DEFAULT_DATA = Path("data") / "python-v8192-t2048"
 EVAL_TOKENS = 20_971_520  # as in a search
 EVAL_TOKENS_CPU = 262_144  # what a CPU can do in a minute
 EVAL_BATCH_ROWS = 64
+CPU_NOTE = (
+    "train.py: no GPU here; the default sizes are meant for one, and a single step of them takes a CPU half an hour. "
+    "The knobs under plan.base in conf/round/quickstart.yaml suit a CPU."
+)
 
 
 def describe() -> dict[str, Any]:

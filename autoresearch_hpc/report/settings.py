@@ -37,9 +37,7 @@ def settings_of(config: "Config") -> Settings:
         agent=config.agent.name,
         cluster=config.cluster.kind.value,
         train_s=task.train_s,
-        wall_limit_s=_wall_limit_s(
-            task.kind.value, task.startup_limit_s, task.train_s, task.grace_s, task.eval_limit_s
-        ),
+        wall_limit_s=task.wall_limit_s,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,
         max_trials=budget.max_trials,
         gpu_hours=budget.gpu_hours,

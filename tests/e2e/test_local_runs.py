@@ -71,15 +71,17 @@ def test_ctrl_c_ends_a_whole_multirun(local: Callable[..., Toy]) -> None:
     scenarios.complete(toy, "sweep-0", runs=2, interruptions=1)
 
 
-def test_lost_worker_is_replaced_once(local: Callable[..., Toy]) -> None:
-    """SIGKILL to a worker: its trial says nothing of the candidate, so another follows."""
-    toy = local(k=1, sleep_s=2)
-    run = toy.search("lost")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_lost_worker_is_replaced_once(local: Callable[..., Toy], moment: str) -> None:
+    """SIGKILL to a worker: its trial says nothing of the candidate, so another follows. Then to the controller."""
+    toy = local(k=1, sleep_s=1.5)
+    run = scenarios.killed_at(toy, "lost", moment, "trial.dropped")
     scenarios.until_training(toy, "lost", run)
     claim = toy.run_dir("lost") / "rounds/00/r00-c01/trials/t0/claim-0.json"
     scenarios.wait(claim.exists, run)
     os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
-    run.finish()
+    run.finish(-signal.SIGKILL)
+    toy.search("lost").finish()
     dropped = [line for line in toy.journal("lost") if line["event"] == "trial.dropped"]
     assert [line["trial"] for line in dropped] == ["r00-c01-t0"]
     assert {r["trial"]: r["status"] for r in toy.results("lost")} == {"r00-c00-t0": "OK", "r00-c01-t1": "OK"}

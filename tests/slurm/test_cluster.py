@@ -245,6 +245,46 @@ def test_variables_of_an_enclosing_job_reach_neither_submission_nor_trial(
     assert [name for name, value in enclosing.items() if seen.get(name) == value] == []
 
 
+# the local one's own
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, LocalCluster)
+    yield bench
+    bench.clear()
+
+
+def test_each_trial_has_one_of_the_gpus_to_itself(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    place = here.place(max_parallel=None)
+    submission = here.submission("gpus", ["sleep 1; echo loss: $CUDA_VISIBLE_DEVICES"] * 4)
+    jobs = here.launch(place, submission)
+    assert words(place, jobs) == {"RUNNING": 2, "PENDING": 2}
+    wait(lambda: words(place, jobs) == {"COMPLETED": 4}, "the end")
+    results = list(here.results(submission).values())
+    assert Counter(r.metric.value for r in results) == {2.0: 2, 5.0: 2}
+    for gpu in ("2", "5"):
+        first, second = sorted((r.started_at, r.ended_at) for r in results if r.gpu.visible == gpu)
+        assert first[1] < second[0]
+
+
+def test_trial_that_was_started_twice_runs_once(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller died between start and claim, and the next one starts the trial again."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    submission = here.submission("twice", ["echo once >> $LOG; sleep 2; echo loss: 1", "echo loss: 2"])
+    monkeypatch.setenv("LOG", str(here.layout.root / "log"))
+    first, second = here.place(), here.place()
+    here.launch(first, dataclasses.replace(submission, trials=dict(list(submission.trials.items())[:1])))
+    assert second.adopt(submission) == {}
+    jobs = here.launch(second, submission)
+    one, other = submission.trials
+    wait(lambda: second.poll(jobs)[one].ended, "the end of the first trial")
+    assert here.results(submission)[one].status is Status.OK, "running as long as whichever worker has it"
+    wait(lambda: other in here.results(submission), "the other one: the GPU is free again")
+    assert (here.layout.root / "log").read_text() == "once\n"
+
+
 # Slurm's own
 
 

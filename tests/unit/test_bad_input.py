@@ -171,9 +171,6 @@ def test_a_train_py_that_does_not_parse(lab: Lab) -> None:
     assert "train.py:3: does not parse" in lab.refused("+round=gpt")
 
 
-TOY_TASK = TOY.split("plan:")[0].removeprefix(HEAD) + "{}\n" + "task:" + TOY.split("task:")[1]
-
-
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
@@ -200,7 +197,7 @@ TOY_TASK = TOY.split("plan:")[0].removeprefix(HEAD) + "{}\n" + "task:" + TOY.spl
     ],
 )
 def test_a_plan_that_cannot_work(lab: Lab, plan: str, words: str) -> None:
-    name = lab.plan("mine", TOY_TASK.replace("{}", plan, 1))
+    name = lab.plan("mine", f"{TASK}\n{plan}\n")
     assert words in lab.refused(name)
 
 
@@ -245,7 +242,7 @@ def test_data_whose_bytes_were_changed_is_found_by_verify(lab: Lab, tmp_path: Pa
     for number in range(40):
         (text / f"{number}.txt").write_text(f"the {number}th text says {number * 7} times nothing at all " * 40)
     words = ["corpus=files", f"corpus.files=['{text}/*.txt']", "corpus.vocab_size=300", "corpus.seq_len=16"]
-    words += [f"corpus.dir='{lab.root}/data'", "corpus.val_mb=0.01", "corpus.tokenizer_mb=1"]
+    words += ["corpus.val_mb=0.01", "corpus.tokenizer_mb=1"]
 
     def prepare(*more: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "autoresearch_hpc.prepare", *more, *words]
