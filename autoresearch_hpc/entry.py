@@ -5,6 +5,7 @@ profiles are found; Hydra's --config-dir adds one more.
 """
 
 import difflib
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -42,8 +43,9 @@ def conf_dir() -> Path:
     return bundle_dir() / "conf"
 
 
+@functools.cache
 def register() -> None:
-    """Make the schema and ./conf known to Hydra; before anything is composed."""
+    """Make the schema and ./conf known to Hydra, once; before anything is composed."""
     config.register()
     Plugins.instance().register(_WorkingDirectoryConf)
 

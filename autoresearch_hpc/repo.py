@@ -168,7 +168,9 @@ class Repo:
         """Raise RepoError naming the first of the plain paths that the commit lacks."""
         for path in paths:
             if not set(path) & set("*?[:") and not self._git("ls-tree", commit, "--", path):
-                raise RepoError(f"{path} is not in commit {commit[:7]} of {self.root}", "commit it, or correct task.export")
+                raise RepoError(
+                    f"{path} is not in commit {commit[:7]} of {self.root}", "commit it, or correct task.export"
+                )
 
     def export(self, commit: str, paths: Sequence[str], target: Path) -> None:
         """Write the commit's files at paths (pathspecs; "." is all) into target, which appears whole or not at all."""

@@ -454,7 +454,7 @@ def test_silent_queue_is_no_news(
             time.sleep(0.1)
         with pytest.raises(ClusterError, match="unknown whether silent was submitted"):
             place.adopt(submission)
-        # A queue that answers and does not know the job is: the job is gone.
+            # A queue that answers and does not know the job is: the job is gone.
         broken("squeue", "exit 0")
         assert place.poll(jobs) == {}
         time.sleep(0.3)

@@ -18,7 +18,7 @@ SCRIPT = "LR = 0.1  # the rate\nBETAS = (0.9, 0.95)\nN = 2**4\nprint(LR)\n"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return make_repo(tmp_path / "it's a \"repo\" ü", {"train.py": SCRIPT, "helper.py": "x = 1\n", "data/a b.txt": "d"})
+    return make_repo(tmp_path / 'it\'s a "repo" ü', {"train.py": SCRIPT, "helper.py": "x = 1\n", "data/a b.txt": "d"})
 
 
 def maker(root: Path, **task: object) -> CandidateMaker:

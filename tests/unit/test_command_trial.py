@@ -42,7 +42,9 @@ def test_a_number_at_a_dotted_key(tmp_path: Path, text: str, key: str, value: fl
     assert of_json(tmp_path, text, key) == value
 
 
-@pytest.mark.parametrize("text", ['{"loss": NaN}', '{"loss": Infinity}', '{"loss": 1e999}', '{"loss": 1' + "0" * 400 + "}"])
+@pytest.mark.parametrize(
+    "text", ['{"loss": NaN}', '{"loss": Infinity}', '{"loss": 1e999}', '{"loss": 1' + "0" * 400 + "}"]
+)
 def test_what_is_not_finite_is_a_number_all_the_same(tmp_path: Path, text: str) -> None:
     assert not abs(of_json(tmp_path, text)) < 1e308
 

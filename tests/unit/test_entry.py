@@ -32,7 +32,7 @@ PLANS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with plans of its own, some of them wrong."""
-    root = tmp_path / "it's \"my\" ü"
+    root = tmp_path / 'it\'s "my" ü'
     (root / "conf" / "round").mkdir(parents=True)
     for name, text in PLANS.items():
         (root / "conf" / "round" / f"{name}.yaml").write_text(text)

@@ -57,7 +57,7 @@ def test_in_an_existing_repository_the_user_commits(tmp_path: Path) -> None:
     head = git(root, "rev-parse", "HEAD")
     assert names(root / "sub dir", init.lay_out(root / "sub dir")) == FILES
     assert git(root, "rev-parse", "HEAD") == head
-    assert "?? \"sub dir/\"" in git(root, "status", "--porcelain")
+    assert '?? "sub dir/"' in git(root, "status", "--porcelain")
 
 
 def test_all_files_there_but_no_repository(tmp_path: Path) -> None:
@@ -99,7 +99,11 @@ def test_a_commit_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_where_nothing_can_be_written(tmp_path: Path, target: str) -> None:
     (tmp_path / "a file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "autoresearch_hpc.init", target], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "autoresearch_hpc.init", target],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stdout == ""

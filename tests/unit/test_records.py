@@ -176,8 +176,3 @@ def test_ids() -> None:
     assert candidate_id(3, 2) == "r03-c02"
     assert candidate_id(123, 456) == "r123-c456"
     assert trial_id("r03-c02", 1) == "r03-c02-t1"
-
-
-def test_the_wall_limit_counts_what_the_kind_of_trial_does() -> None:
-    assert SPEC.wall_limit_s == 1 + 2 + 4
-    assert replace(SPEC, kind="gpt").wall_limit_s == 1 + 2 + 4 + 8

@@ -50,7 +50,13 @@ def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
 
 
 def test_seeds_differ_and_are_stable() -> None:
-    seeds = {trial_seed(seed, f"r{r:02d}-c{c:02d}-t{t}") for seed in range(3) for r in range(5) for c in range(9) for t in (0, 1)}
+    seeds = {
+        trial_seed(seed, f"r{r:02d}-c{c:02d}-t{t}")
+        for seed in range(3)
+        for r in range(5)
+        for c in range(9)
+        for t in (0, 1)
+    }
     assert len(seeds) == 3 * 5 * 9 * 2
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert trial_seed(0, "r00-c00-t0") == 806245561
@@ -67,7 +73,15 @@ def test_a_trial_written_again_keeps_its_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.5, "0.5"), (1e-20, "1e-20"), (3, "3"), ("a b", "a b"), (True, "True"), ((1, (2, "x")), "1,2,x"), (None, "None")],
+    [
+        (0.5, "0.5"),
+        (1e-20, "1e-20"),
+        (3, "3"),
+        ("a b", "a b"),
+        (True, "True"),
+        ((1, (2, "x")), "1,2,x"),
+        (None, "None"),
+    ],
 )
 def test_values_as_text(value: KnobValue, text: str) -> None:
     assert plain(value) == text
@@ -75,9 +89,7 @@ def test_values_as_text(value: KnobValue, text: str) -> None:
 
 def test_a_template_is_filled_with_shell_words() -> None:
     line = fill("python fit.py --lr {LR} --name {NAME} -b{BETAS} '{\"x\": {y}}' {lr} ${HOME} {}", CANDIDATE.knobs)
-    assert line == (
-        "python fit.py --lr 0.5 --name 'it'\"'\"'s; rm -rf $HOME' -b0.9,1,2 '{\"x\": {y}}' {lr} ${HOME} {}"
-    )
+    assert line == ("python fit.py --lr 0.5 --name 'it'\"'\"'s; rm -rf $HOME' -b0.9,1,2 '{\"x\": {y}}' {lr} ${HOME} {}")
 
 
 def test_a_value_is_never_a_template_itself() -> None:

@@ -83,7 +83,8 @@ def test_the_queue_time_is_from_the_submission(make: Make) -> None:
         ("import sys; sys.exit(3)", Status.CRASHED, "ExitStatus", "exit status 3"),
         ("raise MemoryError", Status.OOM, "MemoryError", ""),
         (
-            "class OutOfMemoryError(Exception): __module__ = 'torch'\nraise OutOfMemoryError('CUDA out of memory. Tried')",
+            "class OutOfMemoryError(Exception): __module__ = 'torch'\n"
+            "raise OutOfMemoryError('CUDA out of memory. Tried')",
             Status.OOM,
             "torch.OutOfMemoryError",
             "CUDA out of memory. Tried",
