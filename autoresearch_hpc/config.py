@@ -281,8 +281,8 @@ class TaskConfig:
 
     kind: TaskKind = TaskKind.gpt  # gpt: our train.py and harness; command: any script
     script: str = "train.py"  # the file whose module-level constants are the knobs
-    editable: list[str] = field(default_factory=lambda: ["train.py"])  # files that candidates may change
-    export: list[str] = field(default_factory=lambda: ["train.py"])  # paths of the repository that a trial gets
+    editable: list[str] = field(default_factory=list)  # files that candidates may change; default the script
+    export: list[str] = field(default_factory=list)  # paths of the repository that a trial gets; default editable
     dirty: Dirty = Dirty.refuse  # uncommitted changes in editable files: refuse, or take them along (snapshot)
     device: Device = Device.cuda  # cuda: a trial without its GPU fails; auto: the CPU will do
     train_s: float = 300.0  # training time by the clock (gpt), or the time limit of a command
@@ -297,6 +297,8 @@ class TaskConfig:
     metric: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
+        self.editable = self.editable or [self.script]
+        self.export = self.export or self.editable
         for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
             _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
         _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")

@@ -5,94 +5,77 @@ are repeated. The controller that starts a run and the one that resumes it are t
 """
 
 import logging
-import signal
-import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
 
-from autoresearch_hpc import budget, collect, decide, report
+from autoresearch_hpc import budget, decide, report
 from autoresearch_hpc.agents import Agent
 from autoresearch_hpc.candidates import CandidateMaker
-from autoresearch_hpc.cluster import Cluster, JobState, Submission
 from autoresearch_hpc.config import Baseline, Config
-from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
-from autoresearch_hpc.files import read_json
-from autoresearch_hpc.history import Entry, History, Incumbent, Round, Trial
-from autoresearch_hpc.journal import Journal
+from autoresearch_hpc.errors import AutoresearchError, ConfigError, InterruptedRun
+from autoresearch_hpc.fanout import Fanout
+from autoresearch_hpc.history import Entry, Incumbent, Round
 from autoresearch_hpc.layout import RunLayout
-from autoresearch_hpc.live import View
+from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.records import (
     Candidate,
     Knobs,
     Proposal,
     SearchState,
-    Status,
-    TrialResult,
-    TrialSpec,
     candidate_id,
-    from_json,
     knob_value,
     to_json,
-    trial_id,
 )
 from autoresearch_hpc.repo import Repo
-from autoresearch_hpc.specs import SpecWriter
+from autoresearch_hpc.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
 
-_IN_FLIGHT_S = 5.0  # how long an sbatch that outlived its controller may still take to reach the queue
-_CANCEL_WAIT_S = 5.0
-
 
 class Controller:
-    """Runs one search to its end. `journal` is open, `history` its replay."""
+    """Runs one search to its end."""
 
     def __init__(
         self,
         config: Config,
         *,
         layout: RunLayout,
-        journal: Journal,
-        history: History,
+        ledger: Ledger,
         repo: Repo,
         agent: Agent,
-        cluster: Cluster,
         maker: CandidateMaker,
-        specs: SpecWriter,
-        view: View,
+        fanout: Fanout,
+        stop: StopRequest,
     ) -> None:
-        self._config, self._layout, self._journal, self.history = config, layout, journal, history
-        self._repo, self._agent, self._cluster = repo, agent, cluster
-        self._maker, self._specs, self._view = maker, specs, view
-        self._signal: int | None = None
-        self._agent.tell(history.outcomes())
+        self._config, self._layout, self._repo = config, layout, repo
+        self._record, self._history = ledger.record, ledger.history
+        self._agent, self._maker, self._fanout, self._stop = agent, maker, fanout, stop
+        self._agent.tell(self._history.outcomes())
 
     def run(self) -> str:
         """Go on to the end and return why it ended. Raises InterruptedRun when a signal asked to stop."""
         try:
-            with _Signals(self):
-                self._recover()
+            with self._stop:
+                self._fanout.recover()
                 while (reason := self._reason_to_stop()) is None:
                     round_ = self._open_round()
                     if round_ is None:
                         reason = "the agent has nothing more to propose"
                         break
                     self._commit(round_)
-                    self._train(round_)
+                    self._fanout.train(round_)
                     self._judge(round_)
                     self._close(round_)
                 self._record("run.stopped", reason=reason)
                 return reason
         except InterruptedRun:
-            self._interrupt()
+            cancelled = self._fanout.interrupt()
+            self._record("run.interrupted", reason=self._stop.reason, cancelled=cancelled)
             raise
-        finally:
-            self._view.close()
 
     # proposing
 
     def _reason_to_stop(self) -> str | None:
-        rounds = self.history.rounds
+        rounds = self._history.rounds
         if rounds and rounds[-1].closed_at is None:
             return None
         index = len(rounds)
@@ -100,9 +83,9 @@ class Controller:
             return "the plan is complete"
         return budget.exhausted(
             self._config.budget,
-            self.history,
+            self._history,
             self._size(index),
-            self._wall_limit_s,
+            self._config.task.wall_limit_s,
             self._config.cluster.price_per_gpu_hour,
         )
 
@@ -114,7 +97,7 @@ class Controller:
 
     def _open_round(self) -> Round | None:
         """The round that is under way, or a new one; None when the agent proposes nothing."""
-        rounds = self.history.rounds
+        rounds = self._history.rounds
         if rounds and rounds[-1].closed_at is None:
             return rounds[-1]
         index = len(rounds)
@@ -141,7 +124,7 @@ class Controller:
         return proposals + list(self._agent.ask(self._state(index), plan.num_candidates(index)))
 
     def _state(self, index: int) -> SearchState:
-        history = self.history
+        history = self._history
         incumbent = history.incumbent
         commit = incumbent.commit if incumbent else history.start_commit
         knobs: Knobs = self._maker.script_knobs(commit)
@@ -163,7 +146,7 @@ class Controller:
 
     @property
     def _base(self) -> str:
-        return self.history.incumbent.commit if self.history.incumbent else self.history.start_commit
+        return self._history.incumbent.commit if self._history.incumbent else self._history.start_commit
 
     # committing
 
@@ -191,109 +174,12 @@ class Controller:
         baseline = candidate_id(0, 0)
         if entry.id == baseline:
             return None
-        name = entry.proposal.on or (self.history.incumbent.candidate if self.history.incumbent else baseline)
-        found = self.history.find(name)
+        name = entry.proposal.on or (self._history.incumbent.candidate if self._history.incumbent else baseline)
+        found = self._history.find(name)
         candidate = made.get(found.id) or found.candidate if found else None
         if candidate is None:
             raise ConfigError(f"{entry.id} builds on {name!r}, which is no earlier candidate", "correct the plan")
         return candidate
-
-    # training
-
-    def _train(self, round_: Round) -> None:
-        """Submit and collect until every candidate has a result."""
-        while any(entry.result is None for entry in round_.entries.values()):
-            self._submit(round_, [entry for entry in round_.entries.values() if entry.trial is None])
-            self._collect(round_)
-
-    def _submit(self, round_: Round, entries: Sequence[Entry]) -> None:
-        """A new trial of each of these candidates, in one array or as few as the cluster's limits allow."""
-        self._launch(round_, {trial_id(e.id, len(e.trials)): e for e in entries})
-
-    def _launch(self, round_: Round, trials: Mapping[str, Entry]) -> None:
-        ids = list(trials)
-        for first in range(0, len(ids), self._cluster.max_array):
-            part = ids[first : first + self._cluster.max_array]
-            for id_ in part:
-                candidate = trials[id_].candidate
-                assert candidate
-                self._specs.write(candidate, id_)
-            job_name = f"{self.history.tag}-{self.history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
-            self._check_signals()
-            self._record("submit.intent", round=round_.index, job_name=job_name, trials=part)
-            jobs = self._cluster.launch(self._submission(round_, job_name, part))
-            self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
-            _log.info("round=%d array=%s trials=%d submitted", round_.index, job_name, len(part))
-
-    def _submission(self, round_: Round, job_name: str, trials: Sequence[str]) -> Submission:
-        array = self._layout.array(round_.index, job_name)
-        array.root.mkdir(parents=True, exist_ok=True)
-        specs = {id_: self._layout.trial(id_).spec for id_ in trials}
-        return Submission(job_name=job_name, trials=specs, array=array, wall_limit_s=self._wall_limit_s)
-
-    @property
-    def _wall_limit_s(self) -> float:
-        return self._config.task.wall_limit_s
-
-    def _collect(self, round_: Round) -> None:
-        """Wait for the round's trials; whatever happens to one, the others go on."""
-        missing_since: dict[str, float] = {}
-        while waiting := _outstanding(round_):
-            states = self._cluster.poll({t.id: t.job for t in waiting if t.job})
-            for trial in waiting:
-                if result := self._result(trial, states.get(trial.id), missing_since):
-                    self._accept(trial, result)
-            self._view.update(self.history, {id_: state.word for id_, state in states.items()})
-            self._check_signals()
-            if _outstanding(round_):
-                time.sleep(self._config.cluster.poll_s if self._cluster.name == "slurm" else _LOCAL_POLL_S)
-
-    def _result(self, trial: Trial, state: JobState | None, missing_since: dict[str, float]) -> TrialResult | None:
-        """The trial's result if it is final: its own, or one made up once its job has ended without."""
-        paths = self._layout.trial(trial.id)
-        result = collect.read_result(paths, self.history.tag, trial.id)
-        ended = state is not None and state.ended
-        if result and (ended or result.status is not Status.CANCELLED):  # a cancelled job may yet be requeued
-            return result
-        if state is None or not state.ended:
-            missing_since.pop(trial.id, None)
-            return None
-        since = missing_since.setdefault(trial.id, time.monotonic())
-        if time.monotonic() - since < self._grace_s:
-            return None
-        spec = from_json(TrialSpec, read_json(paths.spec))
-        return collect.missing_result(spec, state, collect.log_tail(paths))
-
-    @property
-    def _grace_s(self) -> float:
-        return self._config.cluster.result_grace_s if self._cluster.name == "slurm" else _LOCAL_POLL_S
-
-    def _accept(self, trial: Trial, result: TrialResult) -> None:
-        self._record("trial.done", trial=trial.id, result=to_json(result))
-        value = "none" if result.metric.value is None else f"{result.metric.value:.6f}"
-        cause = f" error={result.error.type}: {result.error.message}" if result.error else ""
-        _log.info(
-            "round=%d candidate=%s trial=%s job=%s status=%s %s=%s%s",
-            result.round,
-            result.candidate,
-            result.trial,
-            trial.job,
-            result.status,
-            result.metric.name,
-            value,
-            cause,
-        )
-        self._drop_if_void(trial)
-
-    def _drop_if_void(self, trial: Trial) -> None:
-        """Drop a trial whose outcome says nothing of its candidate, so that another follows."""
-        result = trial.result
-        assert result
-        dropped = sum(t.dropped is not None and not t.cancelled for t in self.history.entry(trial.candidate).trials)
-        if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
-            self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
-        elif collect.is_infrastructure(result) and dropped < self._config.cluster.max_retries:
-            self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
 
     # judging
 
@@ -301,9 +187,9 @@ class Controller:
         """Decide what is kept; the agent hears of it."""
         if round_.judged:
             return
-        incumbent = self.history.incumbent
+        incumbent = self._history.incumbent
         standing = decide.Standing(candidate=incumbent.candidate, value=incumbent.value) if incumbent else None
-        judgement = decide.judge(self.history.direction, standing, _judged(round_), self._config.decide)
+        judgement = decide.judge(self._history.direction, standing, _judged(round_), self._config.decide)
         stands = judgement.standing
         new = self._incumbent(stands.candidate, stands.value) if stands else None
         self._record(
@@ -312,127 +198,26 @@ class Controller:
             verdicts={id_: verdict.value for id_, verdict in judgement.verdicts.items()},
             incumbent=None if new is None else {"candidate": new.candidate, "commit": new.commit, "value": new.value},
         )
-        self._agent.tell([o for o in self.history.outcomes() if o.round == round_.index])
+        self._agent.tell([o for o in self._history.outcomes() if o.round == round_.index])
 
     def _incumbent(self, id_: str, value: float) -> Incumbent:
-        candidate = self.history.entry(id_).candidate
+        candidate = self._history.entry(id_).candidate
         assert candidate
         return Incumbent(candidate=id_, commit=candidate.commit, value=value)
 
     def _close(self, round_: Round) -> None:
         """Move the branch to the incumbent and bring the tables up to date."""
-        incumbent = self.history.incumbent
+        incumbent = self._history.incumbent
         if incumbent is None:
-            report.write_tables(self.history, self._layout)
+            report.write_tables(self._history, self._layout)
             self._record("run.stopped", reason="the baseline failed")
             raise _baseline_failed(next(iter(round_.entries.values())), self._layout)
-        self._repo.advance(self.history.tag, incumbent.commit)
-        report.write_tables(self.history, self._layout)
+        self._repo.advance(self._history.tag, incumbent.commit)
+        report.write_tables(self._history, self._layout)
         self._record("round.closed", round=round_.index)
         _log.info(
-            "round=%d incumbent=%s %s=%.6f", round_.index, incumbent.candidate, self.history.metric, incumbent.value
+            "round=%d incumbent=%s %s=%.6f", round_.index, incumbent.candidate, self._history.metric, incumbent.value
         )
-
-    # crashes, signals
-
-    def _recover(self) -> None:
-        """After a crash: find what the last controller had submitted, and submit again what never arrived."""
-        if not self.history.rounds:
-            return
-        round_ = self.history.rounds[-1]
-        if not round_.judged:
-            for trial in [t for entry in round_.entries.values() if (t := entry.trial) and t.result]:
-                self._drop_if_void(trial)
-        lost: dict[str, Entry] = {}
-        for job_name, trials in self._submissions(round_).items():
-            submission = self._submission(round_, job_name, [t.id for t in trials])
-            jobs = self._adopt(submission, trials)
-            if jobs:
-                self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
-                _log.info("round=%d array=%s trials=%d adopted", round_.index, job_name, len(jobs))
-            lost |= {t.id: self.history.entry(t.candidate) for t in trials if t.id not in jobs}
-        self._launch(round_, lost)
-
-    def _submissions(self, round_: Round) -> dict[str, list[Trial]]:
-        """The round's trials that have to be found again, by the name that they were submitted under."""
-        found: dict[str, list[Trial]] = {}
-        for trial in _outstanding(round_):
-            result = collect.read_result(self._layout.trial(trial.id), self.history.tag, trial.id)
-            final = result is not None and result.status is not Status.CANCELLED
-            if not final and not (trial.job and self._cluster.durable):
-                found.setdefault(trial.job_name, []).append(trial)
-        return found
-
-    def _adopt(self, submission: Submission, trials: Sequence[Trial]) -> Mapping[str, str]:
-        """Look for the submission until it could not be on its way any more."""
-        deadline = datetime.fromisoformat(trials[0].submitted_at).timestamp() + _IN_FLIGHT_S
-        while not (jobs := self._cluster.adopt(submission)) and datetime.now(UTC).timestamp() < deadline:
-            self._check_signals()
-            time.sleep(0.5)
-        return jobs
-
-    def _interrupt(self) -> None:
-        """Ctrl-C cancels what is in flight; other signals leave it running for the controller that resumes."""
-        cancelled = []
-        if self._signal == signal.SIGINT and self.history.rounds:
-            round_ = self.history.rounds[-1]
-            trials = _outstanding(round_)
-            jobs = {t.id: t.job for t in trials if t.job}
-            for job_name, unknown in self._submissions(round_).items():
-                if not all(t.job for t in unknown):
-                    jobs |= self._cluster.adopt(self._submission(round_, job_name, [t.id for t in unknown]))
-            self._view.note(f"asking the cluster to cancel {len(jobs)} trials")
-            try:
-                self._cluster.cancel(jobs)
-            except ClusterError as error:
-                _log.warning("%s", error)
-            deadline = time.monotonic() + _CANCEL_WAIT_S
-            while time.monotonic() < deadline and not all(s.ended for s in self._cluster.poll(jobs).values()):
-                time.sleep(_LOCAL_POLL_S)
-            cancelled = [t.id for t in trials]
-        self._record("run.interrupted", reason=signal.Signals(self._signal or signal.SIGTERM).name, cancelled=cancelled)
-
-    def note_signal(self, number: int) -> None:
-        """Remember that a signal asks to stop."""
-        self._signal = number
-
-    def _check_signals(self) -> None:
-        if self._signal is not None:
-            raise InterruptedRun(
-                f"stopped by {signal.Signals(self._signal).name}",
-                f"resume with tag={self.history.tag} and the same plan",
-            )
-
-    def _record(self, event: str, **data: object) -> None:
-        self.history.apply(self._journal.append(event, **data))
-
-
-_LOCAL_POLL_S = 0.2
-
-
-class _Signals:
-    """While a controller runs, the first signal is noted and a second one of the same kind acts as it always did."""
-
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._note)
-
-    def _note(self, number: int, _: object) -> None:
-        self._controller.note_signal(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-def _outstanding(round_: Round) -> list[Trial]:
-    trials = [entry.trial for entry in round_.entries.values()]
-    return [trial for trial in trials if trial and trial.result is None]
 
 
 def _judged(round_: Round) -> list[decide.Entry]:

@@ -362,7 +362,7 @@ python -P -u -m autoresearch_hpc.trial.worker --array MANIFEST
 
 def test_sixteen_trials_at_once_have_a_gpu_each_on_both_kinds(on_slurm: Bench) -> None:
     place = on_slurm.place(gpus=None, gres="gpu:1", max_parallel=None)
-    submission = on_slurm.submission("sixteen", ["sleep 8; echo loss: $CUDA_VISIBLE_DEVICES"] * 16)
+    submission = on_slurm.submission("sixteen", ["sleep 6; echo loss: $CUDA_VISIBLE_DEVICES"] * 16)
     jobs = on_slurm.launch(place, submission)
     wait(lambda: len(on_slurm.results(submission)) == 16, "sixteen results", 60)
     results = list(on_slurm.results(submission).values())

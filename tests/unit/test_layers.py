@@ -12,14 +12,16 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
     {"errors", "bundle"},
-    {"exits", "files", "literals", "records"},
+    {"exits", "files", "literals", "records", "stopping"},
     {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
     {"history", "space"},
+    {"ledger"},
     {"harness"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel"},
-    {"live"},
-    {"plan", "status", "controller"},
+    {"live", "preflight", "rundir"},
+    {"fanout", "plan", "status"},
+    {"controller"},
     {"search"},
     {"__main__"},
 ]

@@ -1,0 +1,105 @@
+"""What is checked before a run makes anything: the repository, every edit that the plan names, the data."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoresearch_hpc import data, knobs
+from autoresearch_hpc.candidates import CandidateMaker
+from autoresearch_hpc.config import Config, CorpusConfig, Dirty, TaskKind
+from autoresearch_hpc.dataset import Dataset
+from autoresearch_hpc.errors import ConfigError, DataError, RepoError
+from autoresearch_hpc.history import History
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.records import Knobs, knob_value
+from autoresearch_hpc.repo import Repo
+from autoresearch_hpc.space import Space, from_config
+
+_ID = re.compile(r"r\d+-c\d+")
+
+
+def fixed_values(corpus: CorpusConfig) -> Knobs:
+    """What a space's bounds may name beside knobs."""
+    return {"SEQ_LEN": corpus.seq_len, "VOCAB_SIZE": corpus.vocab_size}
+
+
+def start_commit(config: Config, repo: Repo) -> str:
+    """The commit that the baseline builds on. Raises RepoError for uncommitted changes that were not asked for."""
+    editable = list(dict.fromkeys([*config.task.editable, config.task.script]))
+    if config.task.dirty is Dirty.snapshot:
+        return repo.snapshot(editable)
+    if dirty := repo.dirty(editable):
+        raise RepoError(
+            f"uncommitted changes in {', '.join(dirty)}", "commit them, or take them along with task.dirty=snapshot"
+        )
+    return repo.head
+
+
+def check_plan(config: Config, repo: Repo, start: str) -> Space | None:
+    """Try every edit that the plan names on the script; the space, checked against the script."""
+    task, plan = config.task, config.plan
+    maker = CandidateMaker(repo, RunLayout(Path()), task, "")
+    for path in task.editable:
+        repo.read(start, path)
+    repo.require(start, task.export)
+    base = _values(plan.base)
+    if maker.rewrites:
+        source = knobs.rewrite(repo.read(start, task.script), base, task.script)
+        script: Knobs = knobs.read(source, task.script)
+        knobs.check(source, list(config.space.knobs), task.script)
+    else:
+        source, script = "", base
+    space = from_config(config.space, script)
+    fixed = fixed_values(config.corpus)
+    earlier = {"baseline"}
+    for candidate in [c for r in plan.rounds for c in r.candidates]:
+        settings = _values(candidate.knobs)
+        if candidate.parent and candidate.parent not in earlier and not _ID.fullmatch(candidate.parent):
+            raise ConfigError(
+                f"candidate {candidate.title or candidate.name!r} builds on {candidate.parent!r}, no earlier candidate",
+                f"the names so far are {', '.join(sorted(earlier))}",
+            )
+        earlier |= {candidate.name} if candidate.name else set()
+        if maker.rewrites:
+            knobs.rewrite(source, settings, task.script)
+        elif unknown := sorted(set(settings) - set(base)):
+            raise ConfigError(f"candidate {candidate.title!r} sets {', '.join(unknown)}", "give a default in plan.base")
+        if space and (broken := space.check({**script, **settings}, fixed)):
+            raise ConfigError(f"candidate {candidate.title!r} violates {broken[0]}", "correct the plan")
+    if space and (broken := space.check(script, fixed)):
+        raise ConfigError(f"the baseline violates {broken[0]}", "set other values in plan.base")
+    return space
+
+
+def open_data(config: Config, past: History) -> Dataset | None:
+    """The data of a gpt task, prepared where the corpus allows it. Raises DataError where it is not as configured."""
+    if config.task.kind is not TaskKind.gpt:
+        return None
+    corpus = config.corpus
+    dataset = Dataset(data.prepare(corpus) if corpus.prepare else corpus.path)
+    m = dataset.manifest
+    if (m.corpus, m.vocab_size, m.seq_len) != (corpus.name, corpus.vocab_size, corpus.seq_len):
+        raise DataError(
+            f"{dataset.root} holds {m.corpus} with vocabulary {m.vocab_size} and {m.seq_len} tokens a row, not "
+            f"{corpus.name} with {corpus.vocab_size} and {corpus.seq_len}",
+            "prepare what the configuration asks for: python -m autoresearch_hpc.prepare",
+        )
+    _require_same_data(past, dataset)
+    return dataset
+
+
+def _require_same_data(past: History, dataset: Dataset) -> None:
+    """Raise DataError where a run's earlier trials saw other data: their scores could not be compared."""
+    before = next((result.data_sha256 for result in past.results() if result.data_sha256), None)
+    if before and before != dataset.manifest.sha256:
+        raise DataError(
+            f"{dataset.root} is not the data that run {past.tag} started with",
+            "bring the old data back, or use another tag=",
+        )
+
+
+def _values(settings: Mapping[str, object]) -> Knobs:
+    try:
+        return {name: knob_value(value) for name, value in settings.items()}
+    except ValueError as error:
+        raise ConfigError(str(error), "correct the plan") from error
