@@ -38,15 +38,17 @@ class CandidateMaker:
         self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._layout.proposal(id_), to_json(candidate))
         write_text_atomic(self._layout.diff(id_), patch)
-        self._repo.export(commit, self._task.export, self._layout.src(id_))
+        self._repo.export(commit, self._task.export_paths, self._layout.src(id_))
         return candidate
 
     def edit(self, proposal: Proposal, parent: str) -> Mapping[str, str | None]:
         """The files that the proposal changes, with their new text."""
-        forbidden = sorted(set(proposal.files) - set(self._task.editable))
+        editable = self._task.editable_paths
+        forbidden = sorted(set(proposal.files) - set(editable))
         if forbidden:
             raise ConfigError(
-                f"a proposal changes {', '.join(forbidden)}", f"only {', '.join(self._task.editable)} may be edited"
+                f"a proposal changes {', '.join(forbidden)}",
+                f"only {', '.join(editable)} may be edited",
             )
         files: dict[str, str | None] = dict(proposal.files)
         if proposal.knobs and self.rewrites:

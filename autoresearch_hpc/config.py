@@ -297,8 +297,6 @@ class TaskConfig:
     metric: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
-        self.editable = self.editable or [self.script]
-        self.export = self.export or self.editable
         for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
             _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
         _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
@@ -316,6 +314,16 @@ class TaskConfig:
             )
             if self.metric.regex:
                 _check_regex(self.metric.regex)
+
+    @property
+    def editable_paths(self) -> list[str]:
+        """The files that candidates may change."""
+        return self.editable or [self.script]
+
+    @property
+    def export_paths(self) -> list[str]:
+        """What of the repository a trial gets."""
+        return self.export or self.editable_paths
 
     @property
     def wall_limit_s(self) -> float:

@@ -140,7 +140,7 @@ class Controller:
             incumbent=incumbent.candidate if incumbent else None,
             incumbent_value=incumbent.value if incumbent else None,
             incumbent_knobs=knobs,
-            source={path: self._repo.read(commit, path) for path in self._config.task.editable},
+            source={path: self._repo.read(commit, path) for path in self._config.task.editable_paths},
             outcomes=history.outcomes(),
         )
 

@@ -25,7 +25,7 @@ def fixed_values(corpus: CorpusConfig) -> Knobs:
 
 def start_commit(config: Config, repo: Repo) -> str:
     """The commit that the baseline builds on. Raises RepoError for uncommitted changes that were not asked for."""
-    editable = list(dict.fromkeys([*config.task.editable, config.task.script]))
+    editable = list(dict.fromkeys([*config.task.editable_paths, config.task.script]))
     if config.task.dirty is Dirty.snapshot:
         return repo.snapshot(editable)
     if dirty := repo.dirty(editable):
@@ -39,9 +39,9 @@ def check_plan(config: Config, repo: Repo, start: str) -> Space | None:
     """Try every edit that the plan names on the script; the space, checked against the script."""
     task, plan = config.task, config.plan
     maker = CandidateMaker(repo, RunLayout(Path()), task, "")
-    for path in task.editable:
+    for path in task.editable_paths:
         repo.read(start, path)
-    repo.require(start, task.export)
+    repo.require(start, task.export_paths)
     base = _values(plan.base)
     if maker.rewrites:
         source = knobs.rewrite(repo.read(start, task.script), base, task.script)

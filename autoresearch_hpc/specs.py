@@ -57,7 +57,7 @@ class SpecWriter:
             data_dir=str(self.data_dir) if self.data_dir else None,
             data_sha256=self.data_sha256,
             harness_sha256=harness_sha256(),
-            src_sha256={name: sha256_file(src / name) for name in self.task.editable if (src / name).is_file()},
+            src_sha256={name: sha256_file(src / name) for name in self.task.editable_paths if (src / name).is_file()},
             num_threads=self.num_threads,
             submitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             command=_command(self.task, candidate),

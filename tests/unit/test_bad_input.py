@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from git_repo import fingerprint, git, make_repo, write
 
-from autoresearch_hpc import config, entry, search
+from autoresearch_hpc import config, entry, rundir, search
 from autoresearch_hpc.dataset import MANIFEST
 from autoresearch_hpc.errors import AutoresearchError, ConfigError, JournalError, RunLockedError
 from autoresearch_hpc.history import History
@@ -379,7 +379,7 @@ def test_a_controller_killed_before_its_first_event_left_nothing_to_resume(lab: 
 
 
 def test_two_runs_of_the_same_second_do_not_share_a_directory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_tag", lambda config, runs_dir: "same")  # both looked before either had made it
+    monkeypatch.setattr(rundir, "choose_tag", lambda config, runs_dir: "same")  # both looked before either had made it
     first, second = ran(lab), ran(lab)
     assert (first.layout.root.name, second.layout.root.name) == ("same", "same-1")
     assert (first.history.tag, second.history.tag) == ("same", "same-1")
