@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from autoresearch_hpc import config, entry
+from autoresearch_hpc import complaints, entry
 from autoresearch_hpc.errors import InterruptedRun
 
 _begun: list[bool] = []
@@ -32,7 +32,7 @@ def _task(composed: DictConfig) -> int:
 def _search(composed: DictConfig) -> None:
     from autoresearch_hpc import report, search
 
-    loaded = config.load(composed)
+    loaded = entry.load(composed)
     job = HydraConfig.get()
     if job.mode is RunMode.MULTIRUN:  # every job its own run
         loaded.tag = f"{loaded.tag}-{job.job.num}" if loaded.tag else None
@@ -52,7 +52,7 @@ def main() -> int:
         except (*entry.COMPLAINTS, ValueError) as error:
             if _begun and not isinstance(error, entry.COMPLAINTS):
                 raise  # not about the configuration: a defect of ours
-            raise entry.config_error(error) from error
+            raise complaints.config_error(error) from error
 
     code = entry.run(run)
     return max([code, *_exit_codes])

@@ -1,24 +1,20 @@
 """The structured schema of everything under conf/, and what values are possible.
 
-Hydra composes the YAML against these classes: unknown keys and wrong types are errors there. `load` turns the result
-into plain objects, once, at the entry point; no DictConfig travels further. The classes stay mutable because
+Hydra composes the YAML against these classes: unknown keys and wrong types are errors there. `entry.load` turns the
+result into plain objects, once; no DictConfig travels further. The classes stay mutable because
 OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the package writes to them.
 
 The comment behind each field is its documentation: docs/configuration.md is generated from this file.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.records import Direction
@@ -410,72 +406,3 @@ class Config:
     seed: int = 0  # of everything random in the search
     repo: str = "."  # the git repository that holds the script
     runs_dir: str = "runs"  # where runs are kept, on a filesystem that the compute nodes see
-
-
-def register() -> None:
-    """Make the schema known to Hydra as `schema`, which conf/config.yaml starts from."""
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
-def load(config: DictConfig) -> Config:
-    """The composed configuration as plain objects. Raises ConfigError on what is missing or impossible."""
-    try:
-        return _load(config)
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from error
-        raise ConfigError(str(error).splitlines()[0], "see docs/configuration.md") from error
-
-
-def did_you_mean(wrong: str) -> str:
-    """The remedy for a key that does not exist."""
-    wrong, known = re.sub(r"\[\d+\]", "", wrong), list(_keys(Config, ""))
-    siblings = [key for key in known if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
-    guess = difflib.get_close_matches(wrong, siblings, 1, 0.8) or difflib.get_close_matches(wrong, known, 1, 0.7)
-    return f"did you mean {guess[0]}?" if guess else "docs/configuration.md lists all keys"
-
-
-def _load(config: DictConfig) -> Config:
-    if unknown := next(_unknown(OmegaConf.to_container(config), Config, ""), None):
-        raise ConfigError(f"unknown key {unknown}", did_you_mean(unknown))
-    missing = sorted(OmegaConf.missing_keys(config))
-    if "plan.name" in missing:
-        raise ConfigError("no round plan", "add +round=NAME, for a start +round=quickstart")
-    if missing:
-        raise ConfigError(f"no value for {', '.join(missing)}", "set it on the command line: KEY=VALUE")
-    plain = OmegaConf.to_object(config)
-    assert isinstance(plain, Config)
-    return plain
-
-
-def _unknown(value: Any, kind: Any, path: str) -> Iterator[str]:
-    """Keys that the schema lacks: Hydra's plus adds them anywhere without a word."""
-    inner = _item(kind)
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _unknown(item, inner, f"{path}[{index}]")
-    if not isinstance(value, dict):
-        return
-    hints = get_type_hints(kind) if is_dataclass(kind) else None
-    for key, item in value.items():
-        name = f"{path}.{key}" if path else str(key)
-        if hints is not None and key not in hints:
-            yield name
-        else:
-            yield from _unknown(item, hints[key] if hints else inner, name)
-
-
-def _item(kind: Any) -> Any:
-    """What a list, a dict or an optional of a schema class holds: that class, else None."""
-    return next((inner for inner in get_args(kind) if is_dataclass(inner)), None)
-
-
-def _keys(kind: Any, prefix: str) -> Iterator[str]:
-    """Dotted keys of a schema class; those of lists' items also bare, as OmegaConf names them."""
-    for name, hint in get_type_hints(kind).items():
-        yield f"{prefix}{name}"
-        inner = hint if is_dataclass(hint) else _item(hint)
-        if inner:
-            yield from _keys(inner, f"{prefix}{name}.")
-            if get_origin(hint) is list:
-                yield from get_type_hints(inner)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from autoresearch_hpc import config, entry, space
+from autoresearch_hpc import entry, space
 from autoresearch_hpc.config import Baseline, CandidateConfig, ClusterConfig, ClusterKind, Config, KnobDomain, KnobType
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
@@ -30,7 +30,7 @@ def main(overrides: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(given):
             print(__doc__)
             return
-        Console(highlight=False).print(plan(config.load(entry.compose(given))))
+        Console(highlight=False).print(plan(entry.load(entry.compose(given))))
 
     return entry.run(show)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from autoresearch_hpc import data, entry
+from autoresearch_hpc import complaints, data, entry
 from autoresearch_hpc.config import CorpusConfig
 from autoresearch_hpc.data.pipeline import fetch
 from autoresearch_hpc.dataset import Dataset
@@ -60,7 +60,7 @@ def _corpus(overrides: Sequence[str]) -> CorpusConfig:
     try:
         corpus = OmegaConf.to_object(composed.corpus)
     except OmegaConfBaseException as error:
-        raise entry.config_error(error) from error
+        raise complaints.config_error(error) from error
     assert isinstance(corpus, CorpusConfig)
     return corpus
 

@@ -52,7 +52,7 @@ class Lab:
     root: Path
 
     def load(self, *overrides: str) -> config.Config:
-        return config.load(entry.compose(overrides))
+        return entry.load(entry.compose(overrides))
 
     def refused(self, *overrides: str, error: type[AutoresearchError] = ConfigError) -> str:
         """The line that the search ends with; it may have made nothing."""

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from autoresearch_hpc import config as schema
+from autoresearch_hpc.complaints import did_you_mean
 from autoresearch_hpc.config import (
     Baseline,
     BudgetConfig,
@@ -22,10 +23,8 @@ from autoresearch_hpc.config import (
     RoundConfig,
     TaskConfig,
     TaskKind,
-    did_you_mean,
-    load,
 )
-from autoresearch_hpc.entry import compose
+from autoresearch_hpc.entry import compose, load
 from autoresearch_hpc.errors import ConfigError
 
 

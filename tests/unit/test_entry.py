@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_hpc import config, entry
+from autoresearch_hpc import entry
 from autoresearch_hpc.errors import ConfigError
 
 HEAD = "# @package _global_\n"
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(entry.compose(overrides))
+        entry.load(entry.compose(overrides))
     text = str(caught.value)
     assert "\n" not in text
     assert "; " in text, "a cause and a remedy"
@@ -120,8 +120,8 @@ def test_the_line_names_the_place(folder: Path, overrides: list[str], words: lis
 
 
 def test_a_conf_folder_where_one_stands_is_searched_beside_the_packages(folder: Path) -> None:
-    assert config.load(entry.compose([GOOD])).plan.name == "good"
-    assert config.load(entry.compose(["+round=cookbook"])).plan.name == "cookbook"
+    assert entry.load(entry.compose([GOOD])).plan.name == "good"
+    assert entry.load(entry.compose(["+round=cookbook"])).plan.name == "cookbook"
 
 
 def command(folder: Path, *words: str, module: str = "autoresearch_hpc") -> "subprocess.CompletedProcess[str]":

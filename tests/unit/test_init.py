@@ -10,8 +10,7 @@ from git_repo import git, make_repo
 
 from autoresearch_hpc import init
 from autoresearch_hpc.bundle import bundle_dir
-from autoresearch_hpc.config import load
-from autoresearch_hpc.entry import compose
+from autoresearch_hpc.entry import compose, load
 from autoresearch_hpc.errors import ConfigError
 
 FILES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from autoresearch_hpc import agents, config, knobs, space
+from autoresearch_hpc import agents, entry, knobs, space
 from autoresearch_hpc.bundle import bundle_dir
 from autoresearch_hpc.config import Baseline, CandidateConfig, Config, KnobDomain, KnobType, PlanConfig, RoundConfig
 from autoresearch_hpc.errors import ConfigError
@@ -58,9 +58,9 @@ COOKBOOK_TITLES = [
 
 
 def load(*overrides: str) -> Config:
-    config.register()
+    entry.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.load(compose("config", list(overrides)))
+        return entry.load(compose("config", list(overrides)))
 
 
 def state(index: int, base: Knobs) -> SearchState:
