@@ -25,6 +25,15 @@ def read_result(paths: TrialPaths, run: str, trial: str) -> TrialResult | None:
     return result if (result.run, result.trial) == (run, trial) else None
 
 
+def claimant(paths: TrialPaths) -> str | None:
+    """The job whose worker has the trial, by its claim; None where none has, or where jobs have no ids."""
+    try:
+        job = read_json(paths.claim(0)).get("job")
+    except (OSError, ValueError):
+        return None
+    return job if isinstance(job, str) else None
+
+
 def missing_result(spec: TrialSpec, state: JobState, tail: str) -> TrialResult:
     """What is known of a trial whose job ended without a result: what the cluster called its end."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")

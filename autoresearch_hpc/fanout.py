@@ -109,6 +109,13 @@ class Fanout:
         since = missing_since.setdefault(trial.id, time.monotonic())
         if time.monotonic() - since < self._grace_s:
             return None
+        holder = collect.claimant(paths)
+        if holder and holder != trial.job:  # an sbatch given up for lost went through after all, and came first
+            self._record(
+                "submit.done", round=self._history.rounds[-1].index, job_name=trial.job_name, jobs={trial.id: holder}
+            )
+            missing_since.pop(trial.id)
+            return None
         spec = from_json(TrialSpec, read_json(paths.spec))
         return collect.missing_result(spec, state, collect.log_tail(paths))
 

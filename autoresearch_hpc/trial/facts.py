@@ -72,6 +72,14 @@ def slurm_job() -> SlurmJob | None:
     )
 
 
+def job_id() -> str | None:
+    """This job as its controller calls it: `<array>_<index>`, or the job's id; None outside of Slurm."""
+    job = slurm_job()
+    if job is None:
+        return None
+    return f"{job.array_job_id}_{job.array_task_id}" if job.array_job_id else job.job_id
+
+
 def attempt() -> int:
     """How often Slurm has requeued this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -79,6 +79,7 @@ def run(spec_path: Path) -> None:
 def _claim(paths: TrialPaths, attempt: int) -> bool:
     """Take this attempt; False where another worker has it."""
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt, "at": _now()}
+    claim["job"] = facts.job_id()
     claim["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         with paths.claim(attempt).open("x", encoding="utf-8") as file:

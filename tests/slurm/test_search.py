@@ -1,6 +1,7 @@
 """Whole searches on a real Slurm, from the command line. sacct is the witness of what was submitted."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,11 @@ import pytest
 import scenarios
 from client import Sandbox
 from toy import Toy
+
+from autoresearch_hpc.cluster import Submission
+from autoresearch_hpc.cluster.slurm import SlurmCluster
+from autoresearch_hpc.config import ClusterConfig, ClusterKind
+from autoresearch_hpc.layout import RunLayout
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +107,22 @@ def test_killed_around_every_event(cluster: Sandbox, slurm: Callable[..., Toy]) 
         {"r00-a0": ["COMPLETED"] * 4},
         {"r00-a1": ["COMPLETED"] * 4},  # the first name was on disk, but its sbatch never begun
     )
+
+
+def test_an_sbatch_that_comes_late_keeps_its_trials(slurm: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controller is dead and nobody finds its array by name; the next controller's own array finds all claimed."""
+    toy = slurm(k=1, sleep_s=10)
+    scenarios.killed_at(toy, "late", "after", "submit.intent").finish(-signal.SIGKILL)
+    layout = RunLayout(toy.run_dir("late"))
+    trials = {id_: layout.trial(id_).spec for id_ in toy.journal("late")[-1]["trials"]}
+    monkeypatch.setenv("TRAINED", str(toy.trained_log))
+    late = Submission(job_name="late-array", trials=trials, array=layout.array(0, "late-array"), wall_limit_s=60)
+    jobs = SlurmCluster(ClusterConfig(kind=ClusterKind.slurm)).launch(late)
+    scenarios.wait(lambda: len(toy.trained()) == len(trials), None)
+    toy.search("late").finish()
+    scenarios.complete(toy, "late")
+    told = [line["jobs"] for line in toy.journal("late") if line["event"] == "submit.done"]
+    assert {id_: job for some in told for id_, job in some.items()} == jobs
 
 
 def test_interrupted(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
