@@ -97,3 +97,14 @@ def test_the_tail_of_a_huge_log_is_cheap(paths: TrialPaths) -> None:
         file.seek(0, 2)
         file.write(b"\nlast")
     assert collect.log_tail(paths, 1) == "last"
+
+
+def test_the_claim_names_the_job_that_has_the_trial(tmp_path: Path) -> None:
+    paths = TrialPaths(tmp_path)
+    assert collect.claimant(paths) is None
+    paths.claim(0).write_text('{"job": "12_3", "pid": 1}')
+    assert collect.claimant(paths) == "12_3"
+    paths.claim(0).write_text('{"job": null, "pid": 1}')
+    assert collect.claimant(paths) is None
+    paths.claim(0).write_text('{"job": "12')
+    assert collect.claimant(paths) is None
