@@ -156,7 +156,7 @@ class Controller:
             return
         made: dict[str, Candidate] = {}
         for entry in round_.entries.values():
-            parent = self._parent(entry, round_, made)
+            parent = self._parent(entry, made)
             commit, knobs = (parent.commit, parent.knobs) if parent else (round_.base, {})
             made[entry.id] = self._maker.make(entry.id, round_.index, entry.proposal, commit, knobs)
         self._record("round.committed", round=round_.index, candidates=[to_json(c) for c in made.values()])
@@ -169,7 +169,7 @@ class Controller:
                 entry.proposal.title,
             )
 
-    def _parent(self, entry: Entry, round_: Round, made: Mapping[str, Candidate]) -> Candidate | None:
+    def _parent(self, entry: Entry, made: Mapping[str, Candidate]) -> Candidate | None:
         """The candidate to build on; None for the baseline, which builds on the user's commit."""
         baseline = candidate_id(0, 0)
         if entry.id == baseline:
