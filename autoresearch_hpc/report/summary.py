@@ -73,7 +73,6 @@ class Summary:
     best: float | None
     best_candidate: str | None
     best_commit: str | None
-    best_title: str
     leading: float | None  # a value of the round that is not yet judged, better than the best
     leading_candidate: str | None
 
@@ -126,7 +125,6 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         best=best.value if best else None,
         best_candidate=best.candidate if best else None,
         best_commit=best.commit if best else None,
-        best_title=one_line(history.entry(best.candidate).proposal.title) if best else "",
         leading=leading.value if leading else None,
         leading_candidate=leading.id if leading else None,
     )
