@@ -109,6 +109,12 @@ def test_killed_around_every_event(cluster: Sandbox, slurm: Callable[..., Toy]) 
     )
 
 
+def test_killed_while_training(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
+    toy = slurm(k=1, sleep_s=4)
+    scenarios.killed_while_training(toy, "outlived")
+    assert Witness(cluster, toy, "outlived").arrays(ended=2) == {"r00-a0": ["COMPLETED"] * 2}
+
+
 def test_an_sbatch_that_comes_late_keeps_its_trials(slurm: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its controller is dead and nobody finds its array by name; the next controller's own array finds all claimed."""
     toy = slurm(k=1, sleep_s=10)
