@@ -1,5 +1,11 @@
-"""Caps on a run: what has been used, and whether one more round fits."""
+"""Caps on a run: what has been used, and how many more trials fit.
 
+A trial that is under way or still to come is charged with the longest that its job may hold a GPU, so that no cap is
+ever exceeded; one that has ended with what it took.
+"""
+
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,7 +15,7 @@ from autoresearch_hpc.history import History
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """What a run has used; a trial's GPU is charged from its worker's start to its result."""
+    """What a run has used."""
 
     trials: int
     gpu_hours: float
@@ -18,33 +24,76 @@ class Used:
 
 
 def used(history: History, price_per_gpu_hour: float) -> Used:
-    results = list(history.results())
-    gpu_hours = sum(result.phases.total_s or 0.0 for result in results) / 3600
+    """A trial's GPU is charged by the cluster's accounting, else from its worker's start to its result."""
+    ended = [trial for trial in history.trials() if trial.result]
+    gpu_hours = sum(trial.held_s for trial in ended) / 3600
     spans = [datetime.fromisoformat(b) - datetime.fromisoformat(a) for a, b in history.active]
     wall_hours = sum(span.total_seconds() for span in spans) / 3600
-    return Used(trials=len(results), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=gpu_hours * price_per_gpu_hour)
+    return Used(trials=len(ended), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=gpu_hours * price_per_gpu_hour)
 
 
-def exhausted(
-    config: BudgetConfig, history: History, k: int, wall_limit_s: float, price_per_gpu_hour: float
-) -> str | None:
-    """Why a round of k trials, each as long as its limit allows, would exceed the budget; None where it fits."""
-    so_far = used(history, price_per_gpu_hour)
-    hours = k * wall_limit_s / 3600
-    if config.max_trials is not None and so_far.trials + k > config.max_trials:
-        return f"budget.max_trials={config.max_trials}: {so_far.trials} done, the next round has {k}"
-    if config.gpu_hours is not None and so_far.gpu_hours + hours > config.gpu_hours:
-        return (
-            f"budget.gpu_hours={config.gpu_hours:g}: {so_far.gpu_hours:.2f} used, the next round may take {hours:.2f}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many more trials fit, None for any number; and the cap that allows no more, in words."""
+
+    trials: int | None
+    cap: str = ""
+
+    def fits(self, count: int) -> bool:
+        return self.trials is None or count <= self.trials
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The caps of a run, and what decides how far they reach: `job_limit_s` is the longest a trial may hold its GPU."""
+
+    config: BudgetConfig
+    price_per_gpu_hour: float
+    job_limit_s: float
+    max_parallel: int | None = None
+
+    def room(self, history: History) -> Room:
+        """What fits beside what has ended and what is under way."""
+        rooms = list(self._rooms(history))
+        return min(
+            rooms, key=lambda room: room.trials if room.trials is not None else math.inf, default=Room(trials=None)
         )
-    cost = hours * price_per_gpu_hour
-    if config.usd is not None and so_far.usd + cost > config.usd:
-        return f"budget.usd={config.usd:g}: {so_far.usd:.2f} used, the next round may cost {cost:.2f}"
-    if config.wall_hours is not None and so_far.wall_hours + wall_limit_s / 3600 > config.wall_hours:
-        return f"budget.wall_hours={config.wall_hours:g}: {so_far.wall_hours:.2f} used"
-    if config.patience is not None and rounds_without_gain(history) >= config.patience:
-        return f"budget.patience={config.patience}: as many rounds without improvement"
-    return None
+
+    def _rooms(self, history: History) -> Iterator[Room]:
+        config, so_far = self.config, used(history, self.price_per_gpu_hour)
+        under_way = len(history.rounds[-1].outstanding) if history.rounds else 0
+        hours = self.job_limit_s / 3600
+        usd = hours * self.price_per_gpu_hour
+        if config.max_trials is not None:
+            words = f"budget.max_trials={config.max_trials}: {so_far.trials} done"
+            yield _room(config.max_trials - so_far.trials - under_way, words)
+        if config.gpu_hours is not None:
+            words = f"budget.gpu_hours={config.gpu_hours:g}: {so_far.gpu_hours:.2f} used, a trial may take {hours:.2f}"
+            yield _room((config.gpu_hours - so_far.gpu_hours) / hours - under_way, words)
+        if config.usd is not None and usd:
+            words = f"budget.usd={config.usd:g}: {so_far.usd:.2f} used, a trial may cost {usd:.2f}"
+            yield _room((config.usd - so_far.usd) / usd - under_way, words)
+        if config.wall_hours is not None:
+            waves = math.floor((config.wall_hours - so_far.wall_hours) / hours + 1e-9)
+            words = (
+                f"budget.wall_hours={config.wall_hours:g}: {so_far.wall_hours:.2f} used, a trial may take {hours:.2f}"
+            )
+            if waves < 1 or self.max_parallel:
+                yield _room(waves * (self.max_parallel or 0) - under_way, words)
+
+    def exhausted(self, history: History) -> str | None:
+        """Why no further round may begin; None where one may."""
+        config, index = self.config, len(history.rounds)
+        if config.max_rounds is not None and index > config.max_rounds:
+            return f"budget.max_rounds={config.max_rounds}: as many rounds done"
+        if config.patience is not None and rounds_without_gain(history) >= config.patience:
+            return f"budget.patience={config.patience}: as many rounds without improvement"
+        room = self.room(history)
+        return None if room.fits(1) else room.cap
+
+
+def _room(trials: float, cap: str) -> Room:
+    return Room(trials=max(0, math.floor(trials + 1e-9)), cap=cap)  # 0.3 h hold three trials of 0.1 h
 
 
 def rounds_without_gain(history: History) -> int:

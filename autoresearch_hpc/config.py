@@ -228,10 +228,14 @@ class ClusterConfig:
     python: str | None = None  # the Python or container command on the node; default this interpreter
     use_srun: bool = True  # start the trial as a job step
     price_per_gpu_hour: float = 0.0  # for the cost column and budget.usd
-    poll_s: float = 1.0  # seconds between looks for result files
-    queue_poll_s: float = 10.0  # seconds between questions to the queue
-    max_retries: int = 1  # further trials of a candidate whose trial was lost to the infrastructure
-    result_grace_s: float = 10.0  # how long a result may stay invisible after its job has ended
+    poll_s: float = 1.0  # seconds between looks for results
+    queue_poll_s: float = 10.0  # seconds between questions to the queue, while nothing changes
+    max_retries: int = 2  # further trials of a candidate whose trial was lost to the infrastructure
+    max_node_faults: int = 2  # after so many lost trials a node is not used any more, where there are others
+    result_grace_s: float = 3.0  # how long a result may stay invisible after its job has failed
+    late_result_s: float = 60.0  # the same after a job that ended well, so has left a result
+    stuck_limit_min: float = 60.0  # how long a trial may wait for what does not come by itself (held, a group's limit)
+    patience_min: float = 60.0  # how long a submission is tried again while Slurm does not answer or refuses for now
 
     def __post_init__(self) -> None:
         _require(
@@ -247,7 +251,10 @@ class ClusterConfig:
         for name in ("poll_s", "queue_poll_s", "mem_gb", "time_min", "cpus"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"cluster.{name}={value}", "give a number above 0")
-        for name in ("gpus", "max_retries", "result_grace_s", "price_per_gpu_hour"):
+        for name in (
+            *("gpus", "max_retries", "max_node_faults", "price_per_gpu_hour"),
+            *("result_grace_s", "late_result_s", "stuck_limit_min", "patience_min"),
+        ):
             value = getattr(self, name)
             _require(value is None or value >= 0, f"cluster.{name}={value}", "give 0 or more")
 
@@ -364,6 +371,7 @@ class CorpusConfig:
 class BudgetConfig:
     """What a run may spend; checked before each submission."""
 
+    max_rounds: int | None = None  # rounds after the baseline
     max_trials: int | None = None  # trials in all, the baseline and repeated ones included
     gpu_hours: float | None = None  # hours of all trials' GPUs together
     usd: float | None = None  # cost at cluster.price_per_gpu_hour

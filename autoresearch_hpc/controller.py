@@ -7,11 +7,12 @@ are repeated. The controller that starts a run and the one that resumes it are t
 import logging
 from collections.abc import Mapping
 
-from autoresearch_hpc import budget, decide, report
+from autoresearch_hpc import decide, report
 from autoresearch_hpc.agents import Agent
+from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Baseline, Config
-from autoresearch_hpc.errors import AutoresearchError, ConfigError, InterruptedRun
+from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.history import Entry, Incumbent, Round
 from autoresearch_hpc.layout import RunLayout
@@ -44,18 +45,18 @@ class Controller:
         agent: Agent,
         maker: CandidateMaker,
         fanout: Fanout,
+        budget: Budget,
         stop: StopRequest,
     ) -> None:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
-        self._agent, self._maker, self._fanout, self._stop = agent, maker, fanout, stop
+        self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
         self._agent.tell(self._history.outcomes())
 
     def run(self) -> str:
         """Go on to the end and return why it ended. Raises InterruptedRun when a signal asked to stop."""
         try:
             with self._stop:
-                self._fanout.recover()
                 while (reason := self._reason_to_stop()) is None:
                     round_ = self._open_round()
                     if round_ is None:
@@ -65,11 +66,15 @@ class Controller:
                     self._fanout.train(round_)
                     self._judge(round_)
                     self._close(round_)
+                self._fanout.settle()
                 self._record("run.stopped", reason=reason)
                 return reason
         except InterruptedRun:
             cancelled = self._fanout.interrupt()
             self._record("run.interrupted", reason=self._stop.reason, cancelled=cancelled)
+            raise
+        except ClusterError as error:
+            self._record("run.interrupted", reason=str(error), cancelled=[])
             raise
 
     # proposing
@@ -81,19 +86,7 @@ class Controller:
         index = len(rounds)
         if index > self._config.plan.num_rounds:
             return "the plan is complete"
-        return budget.exhausted(
-            self._config.budget,
-            self._history,
-            self._size(index),
-            self._config.task.wall_limit_s,
-            self._config.cluster.price_per_gpu_hour,
-        )
-
-    def _size(self, index: int) -> int:
-        """How many candidates a round has, or may have."""
-        plan = self._config.plan
-        planned = plan.num_candidates(index) if index >= plan.first_round else 0
-        return planned + (1 if index == 0 else 0)
+        return self._budget.exhausted(self._history)
 
     def _open_round(self) -> Round | None:
         """The round that is under way, or a new one; None when the agent proposes nothing."""
@@ -121,7 +114,12 @@ class Controller:
             proposals.append(Proposal(title="baseline", knobs=base, origin="plan"))
             if plan.baseline is Baseline.alone:
                 return proposals
-        return proposals + list(self._agent.ask(self._state(index), plan.num_candidates(index)))
+        k, room = plan.num_candidates(index), self._budget.room(self._history)
+        open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
+        if open_ and room.trials is not None and room.trials < k + len(proposals):
+            k = room.trials - len(proposals)
+            _log.info("round=%d shrunk to %d: %s", index, k + len(proposals), room.cap)
+        return proposals + (list(self._agent.ask(self._state(index), k)) if k else [])
 
     def _state(self, index: int) -> SearchState:
         history = self._history

@@ -8,10 +8,16 @@
     │   └── RunLockedError              another controller works on this run
     ├── InterruptedRun         exit 3   stopped on request; the same command resumes
     ├── ClusterError           exit 4   the cluster refused
+    │   ├── NoRoomError                 for now: a limit on jobs is reached, fewer may fit
+    │   └── NoAnswerError               perhaps not: the question failed on its way, or the answer
+    ├── StorageError           exit 3   no room, or a filesystem that fails; an OSError as well
     └── JournalError           exit 1   a journal that is damaged beyond its last line
 
 Every message is one line: what is wrong, where, and what to do about it.
 """
+
+import errno
+import os
 
 
 class AutoresearchError(Exception):
@@ -49,6 +55,35 @@ class InterruptedRun(AutoresearchError):
 
 class ClusterError(AutoresearchError):
     exit_code = 4
+
+
+class NoRoomError(ClusterError):
+    pass
+
+
+class NoAnswerError(ClusterError):
+    pass
+
+
+_MAKE_ROOM = "make room (df, quota)"
+STORAGE_ERRORS = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EIO: "see that the filesystem works again",
+    errno.ESTALE: "see that the filesystem is mounted again",
+    errno.EROFS: "see that the filesystem can be written again",
+}  # what says nothing of a run, and what to do about it
+
+
+class StorageError(AutoresearchError, OSError):
+    """The write did not happen; all that was written before it is there."""
+
+    exit_code = 3
+
+    def __init__(self, path: str | os.PathLike[str], number: int) -> None:
+        remedy = f"{STORAGE_ERRORS[number]}, then start the same command again with the run's tag="
+        super().__init__(f"{os.fspath(path)} cannot be written: {os.strerror(number)}; nothing was lost", remedy)
+        self.errno = number
 
 
 class JournalError(AutoresearchError):

@@ -1,33 +1,40 @@
 """A round's trials: submitted together, watched together, found again after a crash.
 
-Intent is journaled before an array is submitted and its job id after, so that no array is submitted twice and none is
-lost. A trial whose outcome says nothing of its candidate is dropped, and another trial follows.
+Intent is journaled before an array is submitted and its job id after. A submission of which only the intent is known
+is *in doubt*, whether its controller died or Slurm did not answer: it is looked for by its name until it is found, or
+until it could not be on its way any more. So no array is submitted twice and none is lost. A trial whose outcome says
+nothing of its candidate is dropped, and another trial follows.
 """
 
 import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from autoresearch_hpc import collect
-from autoresearch_hpc.cluster import Cluster, JobState, Submission
+from autoresearch_hpc.budget import Budget
+from autoresearch_hpc.cluster import Cluster, JobState, Submission, Wait
 from autoresearch_hpc.config import Config
-from autoresearch_hpc.errors import ClusterError
+from autoresearch_hpc.errors import ClusterError, NoAnswerError, NoRoomError
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.history import Entry, Round, Trial
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.live import View
+from autoresearch_hpc.pacing import Pacing
 from autoresearch_hpc.records import Status, TrialResult, TrialSpec, from_json, to_json, trial_id
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
 
-_IN_FLIGHT_S = 5.0  # how long an sbatch that outlived its controller may still take to reach the queue
+_IN_FLIGHT_S = {"slurm": 10.0, "local": 5.0}  # how long a submission may outlive its controller before it is seen
 _CANCEL_WAIT_S = 5.0
 _LOCAL_POLL_S = 0.2
+_OVERDUE_S = 600.0  # beyond a job's own limit: it cannot be running any more, whoever does not answer
+_CHARGE_WAIT_S = 15.0
+_UNHEARD = JobState("UNKNOWN", ended=True)
 
 
 class Fanout:
@@ -41,90 +48,220 @@ class Fanout:
         ledger: Ledger,
         cluster: Cluster,
         specs: SpecWriter,
+        budget: Budget,
         view: View,
         stop: StopRequest,
     ) -> None:
-        self._config, self._layout = config, layout
+        self._config, self._layout = config.cluster, layout
+        self._wall_limit_s = config.task.wall_limit_s
         self._record, self._history = ledger.record, ledger.history
-        self._cluster, self._specs, self._view, self._stop = cluster, specs, view, stop
+        self._cluster, self._specs, self._budget, self._view, self._stop = cluster, specs, budget, view, stop
+        self._on_slurm = cluster.name == "slurm"
+        self._inbox = collect.Inbox(layout.inbox, config.cluster.poll_s)
+        self._pacing = Pacing(patience_s=60 * config.cluster.patience_min)
+        outstanding = self._history.rounds[-1].outstanding if self._history.rounds else []
+        self._unread = {t.id for t in outstanding}  # an earlier controller may have taken the announcement
+        self._strangers = set() if cluster.durable else {t.id for t in outstanding}  # its job ids mean nothing here
+        self._missing_since: dict[str, float] = {}
+        self._stuck_since: dict[str, float] = {}
+        self._stuck_told: set[tuple[int, str]] = set()
+        self._cancelling: set[str] = set()
+        self._uncharged = {t.id: t.job for t in self._history.trials() if t.result and t.job and t.gpu_s is None}
 
     def train(self, round_: Round) -> None:
-        """Submit and collect until every candidate has a result."""
+        """Submit and collect until every candidate has a result.
+
+        Raises ClusterError where the cluster refuses, does not answer for too long, or loses every trial of the round.
+        """
+        if round_.judged:
+            return
+        for entry in round_.entries.values():
+            if entry.trial and entry.trial.result:
+                self._drop_if_void(entry.trial)
         while any(entry.result is None for entry in round_.entries.values()):
-            self._submit(round_, [entry for entry in round_.entries.values() if entry.trial is None])
+            self._resolve(round_)
+            self._submit(round_)
             self._collect(round_)
-
-    def _submit(self, round_: Round, entries: Sequence[Entry]) -> None:
-        """A new trial of each of these candidates, in one array or as few as the cluster's limits allow."""
-        self._launch(round_, {trial_id(e.id, len(e.trials)): e for e in entries})
-
-    def _launch(self, round_: Round, trials: Mapping[str, Entry]) -> None:
-        ids = list(trials)
-        for first in range(0, len(ids), self._cluster.max_array):
-            part = ids[first : first + self._cluster.max_array]
-            for id_ in part:
-                candidate = trials[id_].candidate
-                assert candidate
-                self._specs.write(candidate, id_)
-            job_name = f"{self._history.tag}-{self._history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
+            self._charge()
             self._stop.check()
-            self._record("submit.intent", round=round_.index, job_name=job_name, trials=part)
-            jobs = self._cluster.launch(self._submission(round_, job_name, part))
-            self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
-            _log.info("round=%d array=%s trials=%d submitted", round_.index, job_name, len(part))
+            if round_.outstanding:
+                time.sleep(self._config.poll_s if self._on_slurm else _LOCAL_POLL_S)
+            elif not self._pacing.due:
+                time.sleep(_LOCAL_POLL_S)
+        self._require_one(round_)
 
-    def _submission(self, round_: Round, job_name: str, trials: Sequence[str]) -> Submission:
+    # submitting
+
+    def _submit(self, round_: Round) -> None:
+        """A trial of each candidate that has none: in one array, or as few as limits and the budget allow."""
+        waiting = [e for e in round_.entries.values() if e.trial is None or e.trial.job_name is None]
+        while waiting and self._pacing.due:
+            room = self._budget.room(self._history)
+            fitting = waiting if room.trials is None else waiting[: room.trials]
+            if not fitting:
+                if not round_.outstanding:
+                    self._shrink(round_, waiting, room.cap)
+                return
+            part = fitting[: min(self._cluster.max_array, self._pacing.size or len(fitting))]
+            if self._launch(round_, part):
+                waiting = waiting[len(part) :]
+
+    def _launch(self, round_: Round, part: Sequence[Entry]) -> bool:
+        """One array; whether it is in the queue."""
+        trials = [entry.trial.id if entry.trial else trial_id(entry.id, len(entry.trials)) for entry in part]
+        for id_, entry in zip(trials, part, strict=True):
+            assert entry.candidate
+            self._specs.write(entry.candidate, id_)
+        job_name = f"{self._history.tag}-{self._history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
+        submission = self._submission(round_, job_name, trials, self._avoid(part))
+        self._stop.check()
+        self._record("submit.intent", round=round_.index, job_name=job_name, trials=trials)
+        try:
+            jobs = self._cluster.launch(submission)
+        except NoAnswerError as error:
+            self._pacing.unanswered(error)
+            return False
+        except ClusterError as error:
+            self._record("submit.refused", round=round_.index, job_name=job_name, trials=trials, reason=str(error))
+            if not isinstance(error, NoRoomError):
+                raise
+            self._pacing.refused(len(part), error)
+            return False
+        self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
+        self._pacing.accepted()
+        _log.info("round=%d array=%s trials=%d submitted", round_.index, job_name, len(part))
+        return True
+
+    def _submission(
+        self, round_: Round, job_name: str, trials: Sequence[str], avoid: tuple[str, ...] = ()
+    ) -> Submission:
         array = self._layout.array(round_.index, job_name)
         array.root.mkdir(parents=True, exist_ok=True)
         specs = {id_: self._layout.trial(id_).spec for id_ in trials}
-        return Submission(job_name=job_name, trials=specs, array=array, wall_limit_s=self._wall_limit_s)
+        return Submission(job_name=job_name, trials=specs, array=array, wall_limit_s=self._wall_limit_s, avoid=avoid)
 
-    @property
-    def _wall_limit_s(self) -> float:
-        return self._config.task.wall_limit_s
+    def _avoid(self, part: Sequence[Entry]) -> tuple[str, ...]:
+        """Nodes that have lost several candidates, and those that have lost one of these."""
+        own = {t.node for entry in part for t in entry.trials if t.node and collect.is_nodes_fault(t)}
+        return tuple(sorted(own | collect.faulty_nodes(self._history, self._config.max_node_faults)))
+
+    def _shrink(self, round_: Round, entries: Sequence[Entry], cap: str) -> None:
+        left_out = [entry.id for entry in entries]
+        self._record("round.shrunk", round=round_.index, candidates=left_out, reason=cap)
+        _log.warning("round=%d without %s: %s", round_.index, ", ".join(left_out), cap)
+
+    def _resolve(self, round_: Round) -> None:
+        """Look for submissions in doubt, as soon as the pacing allows."""
+        in_doubt: dict[str, list[Trial]] = {}
+        for trial in round_.outstanding:
+            if trial.job_name and (trial.job is None or trial.id in self._strangers):
+                in_doubt.setdefault(trial.job_name, []).append(trial)
+        if not in_doubt or not self._pacing.due:
+            return
+        for job_name, trials in in_doubt.items():
+            submission = self._submission(round_, job_name, [t.id for t in trials])
+            found = self._cluster.adopt(submission)
+            if found is None:
+                self._pacing.unanswered(NoAnswerError(f"squeue does not tell whether {job_name} was submitted"))
+                return
+            claims = {t.id: job for t in trials if (job := collect.claimant(self._layout.trial(t.id)))}
+            jobs = {**claims, **found} if self._cluster.durable else dict(found)
+            self._strangers -= jobs.keys()
+            if jobs:
+                self._record("submit.done", round=round_.index, job_name=job_name, jobs=jobs)
+                self._pacing.accepted()
+                _log.info("round=%d array=%s trials=%d adopted", round_.index, job_name, len(jobs))
+            absent = [t for t in trials if t.id not in jobs]
+            if absent and all(_age_s(t) > _IN_FLIGHT_S[self._cluster.name] for t in absent):
+                self._give_free(round_, job_name, absent)
+            elif absent:
+                self._pacing.look_again()
+
+    def _give_free(self, round_: Round, job_name: str, trials: Sequence[Trial]) -> None:
+        ids = [t.id for t in trials]
+        self._strangers -= set(ids)
+        reason = "it never reached the queue"
+        self._record("submit.refused", round=round_.index, job_name=job_name, trials=ids, reason=reason)
+
+    # collecting
 
     def _collect(self, round_: Round) -> None:
-        """Wait for the round's trials; whatever happens to one, the others go on."""
-        missing_since: dict[str, float] = {}
-        while waiting := _outstanding(round_):
-            states = self._cluster.poll({t.id: t.job for t in waiting if t.job})
-            for trial in waiting:
-                if result := self._result(trial, states.get(trial.id), missing_since):
+        """Take in what has come; whatever happens to one trial, the others go on."""
+        waiting = round_.outstanding
+        known = {t.id: t.job for t in waiting if t.job and t.id not in self._strangers}
+        states = self._cluster.poll(known)
+        read_now = self._unread | self._inbox.look({t.id for t in waiting})
+        self._unread = set()
+        for trial in waiting:
+            state = states.get(trial.id) or self._overdue(trial)
+            if trial.id in read_now or (state and state.ended):
+                if result := self._result(round_, trial, state):
                     self._accept(trial, result)
-            self._view.update(self._history, {id_: state.word for id_, state in states.items()})
-            self._stop.check()
-            if _outstanding(round_):
-                time.sleep(self._config.cluster.poll_s if self._cluster.name == "slurm" else _LOCAL_POLL_S)
+            elif state:
+                self._watch(round_, trial, state)
+        words = {id_: f"{s.word} ({s.reason})" if s.wait is not Wait.turn else s.word for id_, s in states.items()}
+        self._view.update(self._history, words)
 
-    def _result(self, trial: Trial, state: JobState | None, missing_since: dict[str, float]) -> TrialResult | None:
+    def _result(self, round_: Round, trial: Trial, state: JobState | None) -> TrialResult | None:
         """The trial's result if it is final: its own, or one made up once its job has ended without."""
         paths = self._layout.trial(trial.id)
         result = collect.read_result(paths, self._history.tag, trial.id)
-        ended = state is not None and state.ended
-        if result and (ended or result.status is not Status.CANCELLED):  # a cancelled job may yet be requeued
+        if result and collect.is_final(result, state):
             return result
         if state is None or not state.ended:
-            missing_since.pop(trial.id, None)
             return None
-        since = missing_since.setdefault(trial.id, time.monotonic())
-        if time.monotonic() - since < self._grace_s:
+        since = self._missing_since.setdefault(trial.id, time.monotonic())
+        if time.monotonic() - since < self._grace_s(state):
             return None
         holder = collect.claimant(paths)
-        if holder and holder != trial.job:  # an sbatch given up for lost went through after all, and came first
-            self._record(
-                "submit.done", round=self._history.rounds[-1].index, job_name=trial.job_name, jobs={trial.id: holder}
-            )
-            missing_since.pop(trial.id)
+        if holder and holder != trial.job and self._cluster.durable:  # an sbatch given up for lost came first after all
+            self._record("submit.done", round=round_.index, job_name=trial.job_name, jobs={trial.id: holder})
+            self._missing_since.pop(trial.id)
             return None
-        spec = from_json(TrialSpec, read_json(paths.spec))
-        return collect.missing_result(spec, state, collect.log_tail(paths))
+        return collect.missing_result(from_json(TrialSpec, read_json(paths.spec)), trial, state, paths)
 
-    @property
-    def _grace_s(self) -> float:
-        return self._config.cluster.result_grace_s if self._cluster.name == "slurm" else _LOCAL_POLL_S
+    def _grace_s(self, state: JobState) -> float:
+        """A job that ended well has written a result, though another node's client may not see it yet."""
+        if not self._on_slurm:
+            return _LOCAL_POLL_S
+        return self._config.late_result_s if state.word == "COMPLETED" else self._config.result_grace_s
+
+    def _overdue(self, trial: Trial) -> JobState | None:
+        """The end of a job that nobody tells of, once even its time limit is long over."""
+        limit_s = self._budget.job_limit_s + _OVERDUE_S
+        if _age_s(trial) < limit_s:
+            return None
+        begun = collect.started_at(self._layout.trial(trial.id))
+        return _UNHEARD if begun and (datetime.now(UTC) - begun).total_seconds() > limit_s else None
+
+    def _watch(self, round_: Round, trial: Trial, state: JobState) -> None:
+        """Say what a trial waits for if that may never come, and give it up in the end."""
+        if state.wait is Wait.turn:
+            self._stuck_since.pop(trial.id, None)
+            return
+        limit_s = 0.0 if state.wait is Wait.failed else 60 * self._config.stuck_limit_min
+        if (round_.index, state.reason) not in self._stuck_told:
+            self._stuck_told.add((round_.index, state.reason))
+            _log.warning(
+                "round=%d trial=%s waits: %s; given up after %.0f s", round_.index, trial.id, state.reason, limit_s
+            )
+        since = self._stuck_since.setdefault(trial.id, time.monotonic())
+        if trial.given_up is None and time.monotonic() - since >= limit_s:
+            failed = state.wait is Wait.failed
+            self._record("trial.given_up", trial=trial.id, reason=f"never began: {state.reason}", launch_failed=failed)
+        if trial.given_up is not None and trial.id not in self._cancelling:
+            try:
+                self._cluster.cancel({trial.id: trial.job or ""})
+                self._cancelling.add(trial.id)
+            except ClusterError as error:
+                _log.warning("%s", error)
 
     def _accept(self, trial: Trial, result: TrialResult) -> None:
         self._record("trial.done", trial=trial.id, result=to_json(result))
+        self._inbox.clear(trial.id)
+        self._pacing.one_ended()
+        if trial.job and self._cluster.durable:
+            self._uncharged[trial.id] = trial.job
         value = "none" if result.metric.value is None else f"{result.metric.value:.6f}"
         cause = f" error={result.error.type}: {result.error.message}" if result.error else ""
         _log.info(
@@ -141,50 +278,48 @@ class Fanout:
         self._drop_if_void(trial)
 
     def _drop_if_void(self, trial: Trial) -> None:
-        """Drop a trial whose outcome says nothing of its candidate, so that another follows."""
+        """Drop a trial whose outcome says nothing of its candidate, so that another follows, if one fits the budget."""
         result = trial.result
         assert result
-        dropped = sum(t.dropped is not None and not t.cancelled for t in self._history.entry(trial.candidate).trials)
+        tried = sum(t.dropped is not None and not t.cancelled for t in self._history.entry(trial.candidate).trials)
         if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
             self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
-        elif collect.is_infrastructure(result) and dropped < self._config.cluster.max_retries:
-            self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
+        elif collect.is_infrastructure(result) and tried < self._config.max_retries:
+            if self._budget.room(self._history).fits(1):
+                self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
 
-    def recover(self) -> None:
-        """After a crash: find what the last controller had submitted, and submit again what never arrived."""
-        if not self._history.rounds:
+    def _require_one(self, round_: Round) -> None:
+        """Raise ClusterError where every trial was lost: there is nothing to judge. Who resumes trains them again."""
+        results = [entry.result for entry in round_.entries.values() if entry.result]
+        if not results or any(result.status is not Status.LOST for result in results):
             return
-        round_ = self._history.rounds[-1]
-        if not round_.judged:
-            for trial in [t for entry in round_.entries.values() if (t := entry.trial) and t.result]:
-                self._drop_if_void(trial)
-        lost: dict[str, Entry] = {}
-        for job_name, trials in self._submissions(round_).items():
-            submission = self._submission(round_, job_name, [t.id for t in trials])
-            jobs = self._adopt(submission, trials)
-            if jobs:
-                self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
-                _log.info("round=%d array=%s trials=%d adopted", round_.index, job_name, len(jobs))
-            lost |= {t.id: self._history.entry(t.candidate) for t in trials if t.id not in jobs}
-        self._launch(round_, lost)
+        for result in results:
+            self._record("trial.dropped", trial=result.trial, reason="the whole round was lost")
+        cause = results[-1].error.message if results[-1].error else "no reason given"
+        log = self._layout.trial(results[-1].trial).log
+        raise ClusterError(
+            f"round {round_.index}: every trial was lost, the last one because {cause}",
+            f"see {log}; the same command with tag={self._history.tag} goes on",
+        )
 
-    def _submissions(self, round_: Round) -> dict[str, list[Trial]]:
-        """The round's trials that have to be found again, by the name that they were submitted under."""
-        found: dict[str, list[Trial]] = {}
-        for trial in _outstanding(round_):
-            result = collect.read_result(self._layout.trial(trial.id), self._history.tag, trial.id)
-            final = result is not None and result.status is not Status.CANCELLED
-            if not final and not (trial.job and self._cluster.durable):
-                found.setdefault(trial.job_name, []).append(trial)
-        return found
+    # accounting
 
-    def _adopt(self, submission: Submission, trials: Sequence[Trial]) -> Mapping[str, str]:
-        """Look for the submission until it could not be on its way any more."""
-        deadline = datetime.fromisoformat(trials[0].submitted_at).timestamp() + _IN_FLIGHT_S
-        while not (jobs := self._cluster.adopt(submission)) and datetime.now(UTC).timestamp() < deadline:
+    def _charge(self) -> None:
+        """Note what the cluster's accounting has told of trials that have ended."""
+        if self._uncharged and (told := self._cluster.charges(self._uncharged)):
+            self._record("trial.charged", gpu_s=dict(told))
+            for id_ in told:
+                del self._uncharged[id_]
+
+    def settle(self) -> None:
+        """Give the accounting a little time to tell of the last trials."""
+        deadline = time.monotonic() + _CHARGE_WAIT_S
+        while self._uncharged and self._cluster.accounts and time.monotonic() < deadline:
+            self._charge()
             self._stop.check()
-            time.sleep(0.5)
-        return jobs
+            time.sleep(_LOCAL_POLL_S)
+
+    # stopping
 
     def interrupt(self) -> list[str]:
         """Ctrl-C cancels what is in flight; other signals leave it running for the controller that resumes.
@@ -194,12 +329,12 @@ class Fanout:
         if self._stop.signal != signal.SIGINT or not self._history.rounds:
             return []
         round_ = self._history.rounds[-1]
-        trials = _outstanding(round_)
+        trials = round_.outstanding
         jobs = {t.id: t.job for t in trials if t.job}
         try:
-            for job_name, unknown in self._submissions(round_).items():
-                if not all(t.job for t in unknown):
-                    jobs |= self._cluster.adopt(self._submission(round_, job_name, [t.id for t in unknown]))
+            for name in {t.job_name for t in trials if t.job_name and (not t.job or t.id in self._strangers)}:
+                ids = [t.id for t in trials if t.job_name == name]
+                jobs |= self._cluster.adopt(self._submission(round_, name, ids)) or {}
             self._view.note(f"asking the cluster to cancel {len(jobs)} trials")
             self._cluster.cancel(jobs)
         except ClusterError as error:
@@ -210,6 +345,5 @@ class Fanout:
         return [t.id for t in trials]
 
 
-def _outstanding(round_: Round) -> list[Trial]:
-    trials = [entry.trial for entry in round_.entries.values()]
-    return [trial for trial in trials if trial and trial.result is None]
+def _age_s(trial: Trial) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(trial.submitted_at)).total_seconds()

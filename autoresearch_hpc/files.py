@@ -1,33 +1,63 @@
 """Files that a reader can trust: atomic JSON out, strict JSON in, hashes."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.errors import STORAGE_ERRORS, StorageError
+
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Publish text: a reader sees no file, the old one, or all of the new. The file's mode follows the umask."""
+    """Publish text: a reader sees no file, the old one, or all of the new. The file's mode follows the umask.
+
+    Raises StorageError where the filesystem has no room or fails.
+    """
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Publish bytes as `write_text_atomic` does."""
     tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a requeued twin cannot collide
+    with storing(path):
+        try:
+            fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                write_all(fd, content)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            tmp.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error tells more
+                tmp.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write every byte. Unlike a buffered file, it keeps nothing to write later after an error."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Raise StorageError naming path in the place of an OSError for which the filesystem is to blame."""
     try:
-        with tmp.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
+        yield
+    except StorageError:
         raise
-    sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        raise StorageError(path, error.errno) from error
 
 
 def write_json_atomic(path: Path, payload: Mapping[str, object]) -> None:

@@ -9,8 +9,12 @@ appends, so that a resumed run and one that never stopped are in the same state.
     round.committed round, candidates [candidate]
     submit.intent   round, job_name, trials [trial id]
     submit.done     round, job_name, jobs {trial id: job id}
+    submit.refused  round, job_name, trials [trial id], reason: they are not in the queue, and may be submitted again
+    trial.given_up  trial, reason, launch_failed: it would never begin; its job is about to be cancelled
     trial.done      trial, result (result.json's content)
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
+    trial.charged   gpu_s {trial id: GPU-seconds, by the cluster's accounting}
+    round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
     round.judged    round, verdicts {candidate id: verdict}, incumbent {candidate, commit, value}
     round.closed    round: the branch and the tables are up to date
     run.interrupted reason, cancelled [trial id]
@@ -38,16 +42,34 @@ from autoresearch_hpc.records import (
 
 @dataclass(slots=True, kw_only=True)
 class Trial:
-    """One execution: submitted under `job_name`, known to the cluster as `job`."""
+    """One execution: submitted under `job_name`, known to the cluster as `job`.
+
+    Without a job name it is in no queue. With one and without a job it is unknown whether it is.
+    """
 
     id: str
     candidate: str
-    job_name: str
+    job_name: str | None
     submitted_at: str
     job: str | None = None
     result: TrialResult | None = None
     dropped: str | None = None
     cancelled: bool = False  # by the controller, when it was interrupted
+    given_up: str | None = None  # why its job was cancelled before it began
+    launch_failed: bool = False  # of one given up: whether it was the node's fault
+    gpu_s: float | None = None  # by the cluster's accounting
+
+    @property
+    def held_s(self) -> float:
+        """How long it held its GPU: by the cluster's accounting, else from its worker's start to its result."""
+        if self.gpu_s is not None:
+            return self.gpu_s
+        return (self.result.phases.total_s or 0.0) if self.result else 0.0
+
+    @property
+    def node(self) -> str | None:
+        """The cluster's name of the node that it ended on."""
+        return self.result.slurm.nodelist if self.result and self.result.slurm else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +111,12 @@ class Round:
     @property
     def committed(self) -> bool:
         return all(entry.candidate for entry in self.entries.values())
+
+    @property
+    def outstanding(self) -> list[Trial]:
+        """Trials that were submitted, or may have been, and have no result yet."""
+        trials = [entry.trial for entry in self.entries.values()]
+        return [trial for trial in trials if trial and trial.job_name and trial.result is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,12 +206,14 @@ class History:
             for entry in round_.entries.values()
         )
 
+    def trials(self) -> Iterator[Trial]:
+        """Every trial, in order, dropped ones too."""
+        for entry in self.entries():
+            yield from entry.trials
+
     def results(self) -> Iterator[TrialResult]:
         """Every result there is, dropped trials' too."""
-        for entry in self.entries():
-            for trial in entry.trials:
-                if trial.result:
-                    yield trial.result
+        return (trial.result for trial in self.trials() if trial.result)
 
     # what each event does
 
@@ -219,11 +249,34 @@ class History:
         for id_, job in data["jobs"].items():
             self.trial(id_).job = job
 
+    def _submit_refused(self, at: str, data: Mapping[str, Any]) -> None:
+        for id_ in data["trials"]:
+            trial = self.trial(id_)
+            trial.job_name = trial.job = None
+
+    def _trial_given_up(self, at: str, data: Mapping[str, Any]) -> None:
+        trial = self.trial(data["trial"])
+        trial.given_up, trial.launch_failed = data["reason"], data["launch_failed"]
+
     def _trial_done(self, at: str, data: Mapping[str, Any]) -> None:
         self.trial(data["trial"]).result = from_json(TrialResult, data["result"])
 
     def _trial_dropped(self, at: str, data: Mapping[str, Any]) -> None:
         self.trial(data["trial"]).dropped = data["reason"]
+
+    def _trial_charged(self, at: str, data: Mapping[str, Any]) -> None:
+        for id_, seconds in data["gpu_s"].items():
+            self.trial(id_).gpu_s = float(seconds)
+
+    def _round_shrunk(self, at: str, data: Mapping[str, Any]) -> None:
+        entries = self.rounds[data["round"]].entries
+        for id_ in data["candidates"]:
+            ended = [trial for trial in entries[id_].trials if trial.result]
+            if ended:  # no further trial fits: what the last one came to stands
+                entries[id_].trials[:] = ended
+                ended[-1].dropped = None
+            else:
+                del entries[id_]
 
     def _round_judged(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
@@ -251,8 +304,12 @@ _HANDLERS = {
     "round.committed": History._round_committed,
     "submit.intent": History._submit_intent,
     "submit.done": History._submit_done,
+    "submit.refused": History._submit_refused,
+    "trial.given_up": History._trial_given_up,
     "trial.done": History._trial_done,
     "trial.dropped": History._trial_dropped,
+    "trial.charged": History._trial_charged,
+    "round.shrunk": History._round_shrunk,
     "round.judged": History._round_judged,
     "round.closed": History._round_closed,
     "run.interrupted": History._run_interrupted,

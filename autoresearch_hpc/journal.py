@@ -1,9 +1,11 @@
 """The append-only log of a run: one JSON object a line, `{"seq": 7, "at": "2026-01-31T12:00:00+00:00", "event": …}`.
 
 The only truth for resume. An event is flushed and fsynced before `append` returns, so that what it announces may
-happen. A torn last line is the mark of a crash and is dropped; any other damage is a JournalError.
+happen; where that fails it is taken back. A torn last line is the mark of a crash and is dropped; any other damage is
+a JournalError.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autoresearch_hpc.errors import JournalError
-from autoresearch_hpc.files import parse_json_object, sync_directory
+from autoresearch_hpc.files import parse_json_object, storing, sync_directory, write_all
 
 REMEDY = "restore the file from a backup, or start a new run with another tag="
 
@@ -32,29 +34,57 @@ class Journal:
     """The journal opened by the one controller that writes it; `events` are those already there."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create. Raises JournalError on damage before the last line."""
+        """Open or create. Raises JournalError on damage before the last line, StorageError as `append` does."""
         complete = path.read_bytes() if path.exists() else b""
         complete = complete[: complete.rfind(b"\n") + 1]
         self.events = _parse(path, complete)
-        self._next = len(self.events)
-        self._file = path.open("ab")
-        self._file.truncate(len(complete))
-        sync_directory(path.parent)
+        self._path, self._next, self._length = path, len(self.events), len(complete)
+        self._broken: OSError | None = None
+        with storing(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                os.ftruncate(self._fd, self._length)
+                sync_directory(path.parent)
+            except BaseException:
+                self.close()
+                raise
 
     def append(self, event: str, **data: object) -> Event:
-        """Write one event durably. Raises OSError where it could not be: then it has not happened."""
+        """Write one event durably. Raises OSError (StorageError) where it could not be: then it has not happened.
+
+        After that nothing more is written: who opens the journal again sees what was durable.
+        """
         if clash := {"seq", "at"} & data.keys():
             raise ValueError(f"an event's own words: {', '.join(sorted(clash))}")
         record = Event(seq=self._next, at=datetime.now(UTC).isoformat(timespec="microseconds"), event=event, data=data)
         line = json.dumps({"seq": record.seq, "at": record.at, "event": event, **data}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._write(line.encode() + b"\n")
         self._next += 1
         return record
 
+    def _write(self, line: bytes) -> None:
+        if self._broken:
+            raise self._broken
+        try:
+            with storing(self._path):
+                write_all(self._fd, line)
+                os.fsync(self._fd)
+        except OSError as error:
+            self._broken = error
+            self._roll_back()
+            raise
+        self._length += len(line)
+
+    def _roll_back(self) -> None:
+        """Leave no part of a line, if the filesystem lets us; else the next controller drops it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, self._length)
+            os.fsync(self._fd)
+
     def close(self) -> None:
-        self._file.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Self:
         return self

@@ -86,6 +86,16 @@ class RunLayout:
         return self.root / "controller.log"
 
     @property
+    def inbox(self) -> Path:
+        """One empty file for each trial whose result the controller has not yet taken in, put there by its worker."""
+        return self.root / "inbox"
+
+    @property
+    def cancel_request(self) -> Path:
+        """Asks the run's controller, wherever it is, to cancel and stop."""
+        return self.root / "cancel-request"
+
+    @property
     def results_tsv(self) -> Path:
         return self.root / "results.tsv"
 

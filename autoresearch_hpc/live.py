@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autoresearch_hpc.config import Config
 
 _REDRAW_S = 0.25
+_SHARED_PACE_S = 1.0  # between two looks at the directories of trials
 _STYLES = {"OK": "green", "training": "cyan", "queued": "dim", "proposed": "dim", "committed": "dim"}
 _FAILED = "red"
 
@@ -69,9 +70,10 @@ class LiveView:
         settings: Settings,
         console: Console | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        pace_s: float = 0.0,
     ) -> None:
         self._settings, self._monotonic = settings, monotonic
-        self._watch = Watch(layout, monotonic=monotonic)
+        self._watch = Watch(layout, pace_s, monotonic)
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._drawn_at = float("-inf")
@@ -107,10 +109,10 @@ class LiveView:
                 handler.setStream(proxy)
 
 
-def open_view(config: "Config", layout: RunLayout) -> View:
-    """A table where standard error is a terminal, else nothing."""
+def open_view(config: "Config", layout: RunLayout, *, shared: bool) -> View:
+    """A table where standard error is a terminal, else nothing. A shared filesystem is asked once a second at most."""
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return LiveView(layout, settings_of(config))
+        return LiveView(layout, settings_of(config), pace_s=_SHARED_PACE_S if shared else _REDRAW_S)
     return PlainView()
 
 

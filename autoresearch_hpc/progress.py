@@ -56,23 +56,24 @@ def trial_progress(paths: TrialPaths) -> Progress:
 
 
 class Watch:
-    """Looks at trials no more often than every `every_s` seconds each, and never again at a finished one."""
+    """Looks at trials in turn, one every `pace_s` seconds, and never again at a finished one."""
 
-    def __init__(
-        self, layout: RunLayout, every_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._layout, self._every_s, self._monotonic = layout, every_s, monotonic
+    def __init__(self, layout: RunLayout, pace_s: float = 0.0, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._layout, self._pace_s, self._monotonic = layout, pace_s, monotonic
+        self._looked_at = float("-inf")
         self._seen: dict[str, tuple[float, Progress]] = {}
 
     def __call__(self, trial: Trial) -> Progress:
-        """The trial's progress, at most `every_s` old."""
+        """The trial's progress when it was last looked at, which may be now."""
         if trial.result:
+            self._seen.pop(trial.id, None)
             return Progress(result=trial.result)
         now = self._monotonic()
-        at, progress = self._seen.get(trial.id, (float("-inf"), Progress()))
-        if progress.result is None and now - at >= self._every_s:
+        at, progress = self._seen.setdefault(trial.id, (float("-inf"), Progress()))
+        others_turns_s = self._pace_s * (len(self._seen) - 1)
+        if progress.result is None and now - self._looked_at >= self._pace_s and now - at > others_turns_s:
             progress = trial_progress(self._layout.trial(trial.id))
-            self._seen[trial.id] = (now, progress)
+            self._seen[trial.id], self._looked_at = (now, progress), now
         return progress
 
 
@@ -80,9 +81,9 @@ class Watch:
 class State:
     """A candidate as people see it: a word, how long it has been in it or took, and its value."""
 
-    word: (
-        str  # proposed, submitting, queued, starting, compiling, training, evaluating, cancelled, retrying, or a Status
-    )
+    # proposed, committed, waiting, submitting, queued, starting, compiling, training, evaluating, cancelled, retrying,
+    # or a Status
+    word: str
     elapsed_s: float | None = None  # of a running trial since its worker began; of a finished one in total
     running: bool = False
     value: float | None = None
@@ -104,7 +105,7 @@ def state_of(
     if trial.cancelled:
         return State(word="cancelled")
     if trial.job is None:
-        return State(word="submitting")
+        return State(word="submitting" if trial.job_name else "waiting")
     word = "starting" if states.get(trial.id, "").startswith("RUNNING") else "queued"
     return State(word=word, elapsed_s=_seconds(_time(trial.submitted_at), now))
 

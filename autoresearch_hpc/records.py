@@ -212,6 +212,7 @@ class TrialSpec:
     src_sha256: Mapping[str, str] = field(default_factory=dict)  # exported file -> sha256
     num_threads: int | None = None
     submitted_at: str | None = None
+    inbox: str | None = None  # directory in which the worker announces its result, by an empty file named as the trial
     command: CommandSpec | None = None
     schema: int = SCHEMA
 

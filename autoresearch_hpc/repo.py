@@ -7,18 +7,32 @@ never touched, and any number of controllers may work in one repository.
     refs/autoresearch/<tag>/<candidate>         every candidate, so that nothing is collected as garbage
 """
 
+import contextlib
+import errno
 import io
+import logging
+import os
+import re
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import git
 
-from autoresearch_hpc.errors import RepoError
+from autoresearch_hpc.errors import STORAGE_ERRORS, RepoError, StorageError
+from autoresearch_hpc.files import storing
+
+_log = logging.getLogger(__name__)
 
 _NAME = "autoresearch_hpc"
+_DURABLE = ("-c", "core.fsync=committed,reference")  # as the journal is; a git before 2.36 does not know it
+_STALE_LOCK_S = 10.0  # git itself holds a ref's lock for milliseconds
+_LOCK_POLL_S = 0.2
+# What git says without the system's reason; a lack of rights would have shown before, when it made the file.
+_CANNOT_WRITE = re.compile(r"couldn't write|unable to write new index file|Out of diskspace|couldn't close")
 _NO_COMMIT = "0" * 40
 
 
@@ -59,16 +73,56 @@ class Repo:
             }
 
     def _git(self, *args: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
-        output = self._repo.git.execute(["git", *args], env={**self._env, **(env or {})}, strip_newline_in_stdout=strip)
-        assert isinstance(output, str)
-        return output
+        text = self._bytes(*args, env=env).decode("utf-8", errors="surrogateescape")
+        return text.removesuffix("\n") if strip else text
 
-    def _bytes(self, *args: str) -> bytes:
-        output = self._repo.git.execute(
-            ["git", *args], env=self._env, stdout_as_string=False, strip_newline_in_stdout=False
-        )
+    def _bytes(self, *args: str, env: Mapping[str, str] | None = None) -> bytes:
+        """What git prints. Raises StorageError where the filesystem is to blame, GitCommandError otherwise."""
+        command, variables = ["git", *_DURABLE, *args], {**self._env, **(env or {})}
+        try:
+            output = self._repo.git.execute(
+                command, env=variables, stdout_as_string=False, strip_newline_in_stdout=False
+            )
+        except git.GitCommandError as error:
+            number = _storage_error(str(error.stderr))
+            if number is None:
+                raise
+            raise StorageError(self._repo.common_dir, number) from error
         assert isinstance(output, bytes)
         return output
+
+    def _write(self, *args: str, env: Mapping[str, str] | None = None) -> str:
+        """Run git to write something. Raises RepoError with git's own words."""
+        try:
+            return self._git(*args, env=env)
+        except git.GitCommandError as error:
+            said = " ".join(str(error.stderr).partition("stderr: ")[2].strip(" '").split()) or f"status {error.status}"
+            raise RepoError(f"git {args[0]} failed in {self.root}: {said}", "see git status there") from error
+
+    def _update_ref(self, ref: str, *args: str) -> None:
+        """Run `git update-ref`, past a lock that a killed git has left.
+
+        Only this run's controller moves its refs, and there is one: a lock that stays for so long has no owner.
+        """
+        seen: tuple[int, int] | None = None
+        deadline = 0.0
+        while True:
+            try:
+                self._git("update-ref", *args)
+                return
+            except git.GitCommandError as error:
+                lock = _lock_of(ref, str(error.stderr))
+                if lock is None:
+                    self._write("update-ref", *args)  # once more, or git's own words
+                    return
+            with contextlib.suppress(FileNotFoundError):
+                status = lock.stat()
+                if (status.st_ino, status.st_mtime_ns) != seen:
+                    seen, deadline = (status.st_ino, status.st_mtime_ns), time.monotonic() + _STALE_LOCK_S
+                elif time.monotonic() > deadline:
+                    _log.warning("removing %s, which a git that was killed has left", lock)
+                    lock.unlink()
+            time.sleep(_LOCK_POLL_S)
 
     def dirty(self, paths: Sequence[str]) -> list[str]:
         """Those of the paths whose content on disk is not HEAD's, staged, unstaged or untracked."""
@@ -104,21 +158,22 @@ class Repo:
         """A new commit on parent with these files replaced (None: removed); no ref points to it yet."""
         for path in files:
             _check_path(path)
-        with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
+        scratch = Path(tempfile.gettempdir())
+        with storing(scratch), tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-            self._git("read-tree", parent, env=index)
+            self._write("read-tree", parent, env=index)
             modes = self._modes(parent, list(files))
             for path, text in files.items():
                 if text is None:
-                    self._git("update-index", "--force-remove", "--", path, env=index)
+                    self._write("update-index", "--force-remove", "--", path, env=index)
                     continue
                 content = Path(folder) / "content"
                 content.write_bytes(text.encode("utf-8"))  # as bytes: line endings are the author's
-                blob = self._git("hash-object", "-w", "--no-filters", str(content))
+                blob = self._write("hash-object", "-w", "--no-filters", str(content))
                 mode = modes.get(path, "100644")
-                self._git("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", env=index)
-            tree = self._git("write-tree", env=index)
-        return self._git("commit-tree", tree, "-p", parent, "-m", message)
+                self._write("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", env=index)
+            tree = self._write("write-tree", env=index)
+        return self._write("commit-tree", tree, "-p", parent, "-m", message)
 
     def _modes(self, commit: str, paths: Sequence[str]) -> dict[str, str]:
         if not paths:
@@ -128,7 +183,8 @@ class Repo:
 
     def keep(self, tag: str, candidate: str, commit: str) -> None:
         """Point the candidate's own ref to its commit."""
-        self._git("update-ref", f"refs/autoresearch/{tag}/{candidate}", commit)
+        ref = f"refs/autoresearch/{tag}/{candidate}"
+        self._update_ref(ref, ref, commit)
 
     def kept(self, tag: str, candidate: str) -> str | None:
         """The commit that the candidate's own ref points to."""
@@ -146,7 +202,7 @@ class Repo:
         ref = f"refs/heads/autoresearch/{tag}"
         if ref in self._checked_out():
             raise RepoError(f"the branch autoresearch/{tag} is checked out", "switch to another branch")
-        self._git("update-ref", "-m", "autoresearch_hpc: keep", ref, commit, self._resolve(ref) or _NO_COMMIT)
+        self._update_ref(ref, "-m", "autoresearch_hpc: keep", ref, commit, self._resolve(ref) or _NO_COMMIT)
 
     def _checked_out(self) -> set[str]:
         lines = self._git("worktree", "list", "--porcelain").splitlines()
@@ -177,13 +233,26 @@ class Repo:
         if target.is_dir():
             return
         self.require(commit, paths)
+        archive = self._bytes("archive", "--format=tar", commit, "--", *paths)
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        archive = self._bytes("archive", "--format=tar", commit, "--", *paths)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(partial, filter="data")
-        partial.replace(target)
+        with storing(target):
+            partial.mkdir(parents=True)
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(partial, filter="data")
+            partial.replace(target)
+
+
+def _storage_error(said: str) -> int | None:
+    """The errno of a failure that git tells in words (English ones: GitPython sets the locale)."""
+    told = next((number for number in STORAGE_ERRORS if os.strerror(number) in said), None)
+    return told or (errno.ENOSPC if _CANNOT_WRITE.search(said) else None)
+
+
+def _lock_of(ref: str, said: str) -> Path | None:
+    """The ref's lock file, where git says that it is there already."""
+    found = re.search(r"Unable to create '(.+)': File exists", said)
+    return Path(found[1]) if found and found[1].endswith(f"/{ref}.lock") else None
 
 
 def _check_path(path: str) -> None:

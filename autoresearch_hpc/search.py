@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_hpc import __version__, agents, cluster, decide, preflight, report, rundir
+from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config
 from autoresearch_hpc.controller import Controller
@@ -79,7 +80,7 @@ def run(config: Config) -> Finished:
             rundir.require_same(config, layout)  # again: another controller may have begun it meanwhile
             ledger.record("run.resumed", pid=os.getpid(), host=socket.gethostname())
         _log.info("run=%s cluster=%s directory=%s", layout.root.name, place.name, layout.root)
-        view = stack.enter_context(closing(open_view(config, layout)))
+        view = stack.enter_context(closing(open_view(config, layout, shared=place.durable)))
         reason = _controller(config, layout, ledger, repo, agent, place, dataset, view).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
@@ -108,9 +109,25 @@ def _controller(
         data_sha256=dataset.manifest.sha256 if dataset else None,
     )
     maker = CandidateMaker(repo, layout, config.task, tag)
-    fanout = Fanout(config, layout=layout, ledger=ledger, cluster=place, specs=specs, view=view, stop=stop)
+    budget = Budget(
+        config=config.budget,
+        price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        job_limit_s=place.job_limit_s(config.task.wall_limit_s),
+        max_parallel=config.cluster.max_parallel,
+    )
+    fanout = Fanout(
+        config, layout=layout, ledger=ledger, cluster=place, specs=specs, budget=budget, view=view, stop=stop
+    )
     return Controller(
-        config, layout=layout, ledger=ledger, repo=repo, agent=agent, maker=maker, fanout=fanout, stop=stop
+        config,
+        layout=layout,
+        ledger=ledger,
+        repo=repo,
+        agent=agent,
+        maker=maker,
+        fanout=fanout,
+        budget=budget,
+        stop=stop,
     )
 
 

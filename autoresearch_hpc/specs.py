@@ -60,6 +60,7 @@ class SpecWriter:
             src_sha256={name: sha256_file(src / name) for name in self.task.editable_paths if (src / name).is_file()},
             num_threads=self.num_threads,
             submitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            inbox=str(self.layout.inbox),
             command=_command(self.task, candidate),
         )
         write_json_atomic(paths.spec, to_json(spec))

@@ -1,9 +1,9 @@
 """Where trials run. The only importer of submitit and the only caller of Slurm's commands."""
 
-from autoresearch_hpc.cluster.protocol import Cluster, JobState, Submission
+from autoresearch_hpc.cluster.protocol import Cluster, JobState, Submission, Wait
 from autoresearch_hpc.config import ClusterConfig, ClusterKind
 
-__all__ = ["Cluster", "JobState", "Submission", "build"]
+__all__ = ["Cluster", "JobState", "Submission", "Wait", "build"]
 
 
 def build(config: ClusterConfig) -> Cluster:

@@ -1,10 +1,11 @@
-"""Trials on this machine, through submitit's local executor: at most `max_parallel` at once, one GPU each.
+"""Trials on this machine, through submitit's local controller: at most `max_parallel` at once, one GPU each.
 
 Waiting trials are kept here and started by `poll`. Running ones outlive the controller; `adopt` finds them by the
 claims that their workers left.
 """
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -14,8 +15,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import submitit
 
 from autoresearch_hpc.cluster.protocol import (
     JobState,
@@ -29,9 +28,11 @@ from autoresearch_hpc.files import read_json, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Status
 
-_PENDING = JobState("PENDING", ended=False)
-_RUNNING = JobState("RUNNING", ended=False)
-_ENDED = JobState("COMPLETED", ended=True)
+_PENDING = JobState(
+    "PENDING", ended=False, reason="as many trials as cluster.max_parallel or the GPUs allow are running"
+)
+_RUNNING = JobState("RUNNING", ended=False, node=socket.gethostname())
+_ENDED = JobState("COMPLETED", ended=True, node=socket.gethostname())
 _CANCELLED = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
 _MARGIN_S = 120.0
 
@@ -39,7 +40,7 @@ _MARGIN_S = 120.0
 @dataclass(slots=True)
 class _Running:
     spec: Path
-    gpu: int | None
+    gpu: str | None  # as CUDA_VISIBLE_DEVICES names it
     pid: int  # of submitit's parent process, or of an adopted worker; 0: on another host
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -55,13 +56,14 @@ class LocalCluster:
     name = "local"
     durable = False  # what waits, waits in the controller
     max_array = 1_000_000
+    accounts = False
 
     def __init__(self, config: ClusterConfig) -> None:
         gpus = visible_gpus()
         cores = len(os.sched_getaffinity(0))
         self._slots = config.max_parallel or len(gpus) or max(1, cores // 2)
-        self._free_gpus = gpus[: self._slots]
-        self._has_gpus = bool(gpus)
+        self._gpus = gpus[: self._slots]
+        self._free_gpus = list(self._gpus)
         self.num_threads: int | None = config.cpus or max(1, cores // self._slots)
         self._python = config.python or shlex.quote(sys.executable)
         self._setup = list(config.setup)
@@ -71,6 +73,9 @@ class LocalCluster:
 
     def check(self, wall_limit_s: float, folder: Path) -> None:
         require_usable(folder)
+
+    def job_limit_s(self, wall_limit_s: float) -> float:
+        return wall_limit_s + _MARGIN_S
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         write_json_atomic(submission.array.manifest, submission.manifest())
@@ -91,8 +96,7 @@ class LocalCluster:
         return found
 
     def _adopted(self, spec: Path, claim: Mapping[str, object]) -> _Running:
-        visible = str(claim.get("visible") or "")
-        gpu = int(visible) if visible.isdigit() else None
+        gpu = str(claim.get("visible") or "") or None
         if gpu in self._free_gpus:
             self._free_gpus.remove(gpu)
         return _Running(spec=spec, gpu=gpu, pid=_pid(claim))
@@ -107,7 +111,7 @@ class LocalCluster:
     def _release(self, trial: str, running: _Running) -> None:
         """The process has ended, but it may have left at once because an earlier controller's worker has the trial."""
         del self._running[trial]
-        if running.gpu is not None:
+        if running.gpu in self._gpus and running.gpu not in self._free_gpus:
             self._free_gpus.append(running.gpu)
         claim = _claim(running.spec)
         if claim and _is_worker(_pid(claim), running.spec):
@@ -129,48 +133,62 @@ class LocalCluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, signal.SIGTERM)  # submitit's parent hands it on to the worker
 
+    def charges(self, jobs: Mapping[str, str]) -> Mapping[str, float]:
+        return {}
+
     def _refill(self) -> None:
-        while self._waiting and len(self._running) < self._slots and (self._free_gpus or not self._has_gpus):
+        while self._waiting and len(self._running) < self._slots and (self._free_gpus or not self._gpus):
             trial = next(iter(self._waiting))
             submission, spec = self._waiting.pop(trial)
             gpu = self._free_gpus.pop(0) if self._free_gpus else None
             process = self._start(submission, spec, gpu)
             self._running[trial] = _Running(spec=spec, gpu=gpu, pid=process.pid, process=process)
 
-    def _start(self, submission: Submission, spec: Path, gpu: int | None) -> "subprocess.Popen[bytes]":
-        executor = submitit.LocalExecutor(submission.array.root)
-        executor.update_parameters(
-            timeout_min=(submission.wall_limit_s + _MARGIN_S) / 60,
-            gpus_per_node=0 if gpu is None else 1,
-            visible_gpus=() if gpu is None else (gpu,),
-            stderr_to_stdout=True,
-        )
+    def _start(self, submission: Submission, spec: Path, gpu: str | None) -> "subprocess.Popen[bytes]":
         # The shell becomes the worker, so that a signal finds it; submitit's own way with setup lines loses signals.
         shell = "\n".join([*self._setup, f"exec {worker_command(self._python, ['--trial', str(spec)])}"])
         unset = [f"--unset={name}" for name in enclosing_variables()]
-        command = shlex.join(["env", *unset, "bash", "-c", shell])
+        environment = {
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": shlex.join(["env", *unset, "bash", "-c", shell]),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(math.ceil(submission.wall_limit_s + _MARGIN_S)),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "CUDA_VISIBLE_DEVICES": gpu or "",
+        }
+        submission.array.root.mkdir(parents=True, exist_ok=True)
         # What is ignored here stays ignored there: Ctrl-C and a closed terminal reach only the controller.
         ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
         try:
-            job: submitit.LocalJob[None] = executor._submit_command(command)
+            # As submitit's executor does, which would also hand on our stdout: `| tee log` would wait for the trials.
+            with (submission.array.root / "submitit.log").open("ab") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-m", "submitit.local._local", str(submission.array.root)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | environment,
+                )
         finally:
             for number, handler in ignored.items():
                 signal.signal(number, handler)
-        process = job._process
-        assert isinstance(process, subprocess.Popen)
-        return process
 
 
-def visible_gpus() -> list[int]:
-    """Indices of the GPUs that this process may use."""
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by index, or by UUID."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [int(index) for index in visible.split(",") if index.strip().isdigit()]
+        names = (name.strip() for name in visible.split(","))
+        return [name for name in names if name.isdigit() or name.startswith(("GPU-", "MIG-"))]
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         return []
-    return list(range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines())))
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines()))]
 
 
 def _claim(spec: Path) -> dict[str, object] | None:

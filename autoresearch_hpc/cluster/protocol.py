@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -17,17 +18,27 @@ from autoresearch_hpc.records import Status
 class Submission:
     """Trials that go out together: one job array. `trials` maps trial id -> trial.json, in array order.
 
-    `job_name` is unique to this submission: it is how a lost one is found again.
+    `job_name` is unique to this submission: it is how a lost one is found again. `avoid` names nodes that are not to be
+    used, unless no others are left.
     """
 
     job_name: str
     trials: Mapping[str, Path]
     array: ArrayPaths
     wall_limit_s: float
+    avoid: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, object]:
         """array.json: task -> trial."""
         return {"ids": list(self.trials), "trials": [str(path) for path in self.trials.values()]}
+
+
+class Wait(Enum):
+    """What a job that has not begun is waiting for."""
+
+    turn = "turn"  # its turn: resources, priority, a throttle
+    stuck = "stuck"  # something that does not come by itself: held, a group's limit, a node under maintenance
+    failed = "failed"  # nothing: its launch failed, and Slurm holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,9 @@ class JobState:
     word: str  # PENDING, RUNNING, COMPLETED, NODE_FAIL, …
     ended: bool
     status: Status = Status.LOST  # of a trial whose job ended without a result
+    node: str | None = None  # where it runs or ran
+    wait: Wait = Wait.turn
+    reason: str = ""  # of a job that waits: the cluster's word for it, and what that means
 
 
 class Cluster(Protocol):
@@ -47,6 +61,11 @@ class Cluster(Protocol):
     max_array: int  # the most trials that one submission may hold
     num_threads: int | None  # CPU threads a trial may use; None: what the node gives
 
+    @property
+    def accounts(self) -> bool:
+        """Whether there is accounting that `charges` may still tell of."""
+        ...
+
     def check(self, wall_limit_s: float, folder: Path) -> None:
         """Whether trials with their files below folder would be accepted, before anything is made.
 
@@ -54,20 +73,38 @@ class Cluster(Protocol):
         """
         ...
 
-    def launch(self, submission: Submission) -> Mapping[str, str]:
-        """Submit; the job id of each trial. Raises ClusterError where the cluster refuses."""
+    def job_limit_s(self, wall_limit_s: float) -> float:
+        """The longest that a trial may hold its GPU: the limit that the cluster enforces."""
         ...
 
-    def adopt(self, submission: Submission) -> Mapping[str, str]:
-        """Job ids of those of the submission's trials that the cluster knows, found by its job name."""
+    def launch(self, submission: Submission) -> Mapping[str, str]:
+        """Submit; the job id of each trial.
+
+        Raises NoRoomError where a limit on jobs is reached, NoAnswerError where it stays unknown whether the submission
+        arrived (ask `adopt`), ClusterError where the cluster refuses for good.
+        """
+        ...
+
+    def adopt(self, submission: Submission) -> Mapping[str, str] | None:
+        """Job ids of those of the submission's trials that the cluster knows, found by its job name.
+
+        None where the cluster does not answer now, so that nothing can be concluded.
+        """
         ...
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
-        """The state of each trial's job (trial id -> job id); without those that cannot be told now. Cheap to call."""
+        """What is known of each trial's job (trial -> job id); without those that cannot be told now. Never blocks."""
         ...
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
         """End these jobs, and nothing else. Raises ClusterError where that could not be asked."""
+        ...
+
+    def charges(self, jobs: Mapping[str, str]) -> Mapping[str, float]:
+        """GPU-seconds of each trial's job by the cluster's accounting, all of its attempts together.
+
+        Of jobs that have ended; without those that are not told, or not yet. Never blocks: ask again.
+        """
         ...
 
 

@@ -1,58 +1,37 @@
-"""Trials as Slurm job arrays: submitit writes and submits the batch script; we ask the queue, all jobs in one question.
+"""Trials as Slurm job arrays: submitit writes the batch script, sbatch takes it, and a watcher asks the queue.
 
 The array's task reads its trial from `array.json` by its index. No pickles travel, so nothing has to be done after
 `sbatch` has answered, and a controller that dies in that moment loses nothing.
 """
 
-import contextlib
-import functools
-import getpass
-import io
 import logging
 import math
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import _make_sbatch_string
-
-from autoresearch_hpc.cluster.protocol import (
-    JobState,
-    Submission,
-    enclosing_variables,
-    require_usable,
-    worker_command,
-)
+from autoresearch_hpc.cluster import questions
+from autoresearch_hpc.cluster.commands import compressed, run, warn_once
+from autoresearch_hpc.cluster.protocol import JobState, Submission, require_usable, worker_command
+from autoresearch_hpc.cluster.queue import Watcher
+from autoresearch_hpc.cluster.submit import ArrayExecutor, about_nodes, limit_s
 from autoresearch_hpc.config import ClusterConfig
-from autoresearch_hpc.errors import ClusterError
+from autoresearch_hpc.errors import ClusterError, NoAnswerError, NoRoomError
 from autoresearch_hpc.files import read_json, write_json_atomic
-from autoresearch_hpc.records import Status
 
 _log = logging.getLogger(__name__)
 
 _WARNING_S = 60  # before Slurm's limit: the worker writes its result
-_COMMAND_LIMIT_S = 60
-_RETRY_S = (2.0, 10.0)  # before sbatch is tried again
-_TRANSIENT = re.compile(r"timed out|unable to contact|connection refused|zero bytes|temporarily unable", re.IGNORECASE)
-_FORGOTTEN_S = 60.0  # unknown to squeue and sacct for so long: the job is gone
-_LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"} | {
-    "RESIZING",
-    "SIGNALING",
-    "SPECIAL_EXIT",
-    "STAGE_OUT",
-    "STOPPED",
-    "RESV_DEL_HOLD",
-}
-_MEANING = {"CANCELLED": Status.CANCELLED, "TIMEOUT": Status.TIMEOUT, "OUT_OF_MEMORY": Status.OOM}
+_CANCEL_TRIES_S = 20.0
+_CANCEL_CHUNK = 500  # tasks in one word of a command line
+_MOST_TARGETS = 20  # words
+_SACCT_PATIENCE_S = 60.0  # of a name that squeue does not know, while sacct fails
 
 
 class SlurmCluster:
@@ -67,63 +46,76 @@ class SlurmCluster:
         self._config = config
         self.num_threads = config.cpus
         self.max_array = _max_array()
-        self._asked_at = -math.inf
-        self._states: dict[str, JobState] = {}
-        self._unknown_since: dict[str, float] = {}
+        self._accounting = questions.Accounting(config.gpus or 1)
+        self._watcher = Watcher(config.queue_poll_s, self._accounting)
+        self._sacct_failing_since: dict[str, float] = {}
+
+    @property
+    def accounts(self) -> bool:
+        return not self._accounting.off
 
     def check(self, wall_limit_s: float, folder: Path) -> None:
         require_usable(folder)
         with tempfile.TemporaryDirectory(prefix="autoresearch-check-") as empty:
-            executor = _ArrayExecutor(empty)
+            executor = ArrayExecutor(empty)
             executor.update_parameters(**self._parameters("autoresearch-check", 1, wall_limit_s))
-            script = Path(empty) / "check.sh"
-            script.write_text(executor.script("true"))
-            answer = _run([*_sbatch(), "--test-only", str(script)])
-        if answer.returncode != 0:
-            raise _refused(answer.stderr)
+            try:
+                executor.test()
+            except (NoRoomError, NoAnswerError) as error:
+                _log.warning("not known whether trials would be accepted: %s", error)
+
+    def job_limit_s(self, wall_limit_s: float) -> float:
+        given = self._config.sbatch.get("time")
+        return limit_s(self._minutes(wall_limit_s) if given is None else given) or math.inf
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         submission.array.root.mkdir(parents=True, exist_ok=True)
         write_json_atomic(submission.array.manifest, submission.manifest())
-        executor = _ArrayExecutor(submission.array.root)
-        parameters = self._parameters(submission.job_name, len(submission.trials), submission.wall_limit_s)
-        executor.update_parameters(**parameters)
-        python = self._config.python or shlex.quote(sys.executable)
-        command = worker_command(python, ["--array", str(submission.array.manifest)])
-        self._asked_at = -math.inf
-        for pause_s in (*_RETRY_S, None):
-            try:
-                array = executor.submit_tasks(command, len(submission.trials))
-                return {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
-            except (FailedJobError, FailedSubmissionError) as error:
-                if pause_s is None or not _TRANSIENT.search(str(error)):
-                    raise _refused(str(error)) from error
-                _log.warning("sbatch failed: %s; looking whether it went through", _last_line(str(error)))
-            time.sleep(pause_s)
-            if found := self.adopt(submission):
-                return found
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            array = self._submit(submission, submission.avoid)
+        except (NoRoomError, NoAnswerError):
+            raise
+        except ClusterError as error:
+            if not submission.avoid or not about_nodes(error):
+                raise
+            warn_once(f"there are no nodes but those to avoid ({', '.join(submission.avoid)}): they are used again")
+            array = self._submit(submission, ())
+        finally:
+            self._watcher.hurry()
+        return {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
 
-    def _parameters(self, job_name: str, count: int, wall_limit_s: float) -> dict[str, object]:
-        config = self._config
-        minutes = config.time_min or math.ceil((wall_limit_s + _WARNING_S + 30) / 60) + 1
+    def _submit(self, submission: Submission, avoid: tuple[str, ...]) -> str:
+        executor = ArrayExecutor(submission.array.root)
+        count = len(submission.trials)
+        executor.update_parameters(**self._parameters(submission.job_name, count, submission.wall_limit_s, avoid))
+        python = self._config.python or shlex.quote(sys.executable)
+        return executor.submit_tasks(worker_command(python, ["--array", str(submission.array.manifest)]), count)
+
+    def _minutes(self, wall_limit_s: float) -> int:
+        return self._config.time_min or math.ceil((wall_limit_s + _WARNING_S + 30) / 60) + 1
+
+    def _parameters(
+        self, job_name: str, count: int, wall_limit_s: float, avoid: tuple[str, ...] = ()
+    ) -> dict[str, object]:
+        config, further = self._config, dict(self._config.sbatch)
+        excluded = [str(further.pop("exclude", None) or config.exclude or ""), *avoid]
         given = {
             "partition": config.partition,
             "account": config.account,
             "qos": config.qos,
             "constraint": config.constraint,
-            "exclude": config.exclude,
+            "exclude": ",".join(dict.fromkeys(filter(None, excluded))) or None,
             "gres": config.gres,
             "gpus_per_node": config.gpus,
             "cpus_per_task": config.cpus,
             "mem": f"{math.ceil(config.mem_gb * 1024)}M" if config.mem_gb else None,
             "array_parallelism": config.max_parallel or count,
-            "additional_parameters": config.sbatch or None,
+            "additional_parameters": further or None,
             "setup": config.setup or None,
         }
         return {
             "job_name": job_name,
-            "time": minutes,
+            "time": self._minutes(wall_limit_s),
             "signal_delay_s": _WARNING_S,
             "stderr_to_stdout": True,
             "use_srun": config.use_srun,
@@ -131,140 +123,101 @@ class SlurmCluster:
             **{key: value for key, value in given.items() if value is not None},
         }
 
-    def adopt(self, submission: Submission) -> Mapping[str, str]:
-        arrays = _ask(
-            ["squeue", "-h", "-t", "all", "-u", getpass.getuser(), f"--name={submission.job_name}", "-o", "%F"]
-        )
-        if arrays is None:
-            problem = f"squeue does not answer: unknown whether {submission.job_name} was submitted"
-            raise ClusterError(problem, "start again when it does")
-        if not arrays:
-            since = ["-S", "now-30days"]
-            arrays = _ask(["sacct", "-n", "-P", "-X", *since, f"--name={submission.job_name}", "-o", "JobID"])
-        ids = sorted({id_ for line in arrays or [] if (id_ := line.split("_")[0]).isdigit()}, key=int)
-        if not ids:
-            return {}
-        order = list(read_json(submission.array.manifest)["ids"])
-        return {trial: f"{ids[0]}_{order.index(trial)}" for trial in submission.trials}
+    def adopt(self, submission: Submission) -> Mapping[str, str] | None:
+        name = submission.job_name
+        listed = questions.squeue_named(name)
+        if listed is None:
+            return None
+        order = _order(submission)
+        found = _found(order, listed)
+        if len(found) < len(order):
+            recorded = self._accounting.named(name)
+            if recorded is None and not listed and not self._squeue_alone_decides(name):
+                return None
+            listed |= recorded or set()
+            found = _found(order, listed)
+            if listed and (recorded is None or any(questions.index_of(job) is None for job in listed)):
+                # Nobody can list the others: forgotten by squeue, or cancelled. But the array was submitted whole.
+                array = questions.arrays_of(listed)[0]
+                found = {trial: found.get(trial, f"{array}_{index}") for trial, index in order.items()}
+        return {trial: found[trial] for trial in submission.trials if trial in found}
+
+    def _squeue_alone_decides(self, name: str) -> bool:
+        """Whether there is no sacct, or none that works: then a worker's claim keeps a trial from running twice."""
+        if self._accounting.off:
+            return True
+        since = self._sacct_failing_since.setdefault(name, time.monotonic())
+        if time.monotonic() - since < _SACCT_PATIENCE_S:
+            return False
+        warn_once("sacct goes on failing: what squeue does not know counts as never submitted")
+        return True
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
-        if time.monotonic() - self._asked_at >= self._config.queue_poll_s:
-            self._asked_at = time.monotonic()
-            self._states |= self._query(set(jobs.values()))
-        return {trial: self._states[job] for trial, job in jobs.items() if job in self._states}
+        states = self._watcher.states(set(jobs.values()))
+        return {trial: states[job] for trial, job in jobs.items() if job in states}
 
-    def _query(self, jobs: set[str]) -> dict[str, JobState]:
-        arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
-        if not arrays:
-            return {}
-        queue = _ask(["squeue", "-h", "-r", "-t", "all", "-j", arrays, "-o", "%F_%K|%T"])
-        states = _read_states(queue or [])
-        forgotten = jobs - set(states)
-        if forgotten:
-            arrays = ",".join(sorted({job.split("_")[0] for job in forgotten}))
-            lines = _ask(["sacct", "-n", "-P", "-X", "-j", arrays, "-o", "JobID,State"])
-            states = _read_states(lines or []) | states
-        self._unknown_since = {job: since for job, since in self._unknown_since.items() if job not in states}
-        for job in jobs - set(states) if queue is not None else ():  # silence is no news of a job
-            since = self._unknown_since.setdefault(job, time.monotonic())
-            if time.monotonic() - since > _FORGOTTEN_S:
-                states[job] = JobState("UNKNOWN", ended=True)
-        return states
+    def charges(self, jobs: Mapping[str, str]) -> Mapping[str, float]:
+        charges = self._watcher.charges(set(jobs.values()))
+        return {trial: charges[job] for trial, job in jobs.items() if job in charges}
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
-        if jobs:
-            answer = _run(["scancel", *jobs.values()])
-            if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
-                raise ClusterError(f"scancel refused: {_last_line(answer.stderr)}", "cancel the jobs by hand")
+        targets = _targets(jobs.values())
+        deadline = time.monotonic() + _CANCEL_TRIES_S
+        pause_s = 1.0
+        while targets:
+            answer = run(["scancel", *targets[:_MOST_TARGETS]])
+            if answer.ok or re.search(r"Invalid job id|already complet", answer.err):
+                del targets[:_MOST_TARGETS]
+            elif answer.silent and time.monotonic() + pause_s < deadline:
+                warn_once(f"scancel got no answer: {answer.reason}; trying again")
+                time.sleep(pause_s)
+                pause_s *= 2
+            else:
+                raise ClusterError(f"scancel failed: {answer.reason}", f"cancel by hand: scancel {targets[0]} …")
+        self._watcher.hurry()
 
 
-class _ArrayExecutor(submitit.SlurmExecutor):
-    """submitit's executor, submitting one command as an array of any size."""
-
-    def submit_tasks(self, command: str, count: int) -> str:
-        """Submit; the array's job id. Raises submitit's FailedJobError and FailedSubmissionError."""
-        self.parameters["map_count"] = count
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the exception says as well
-            return str(self._submit_command(command).job_id)
-
-    def _make_submission_file_text(self, command: str, uid: str) -> str:
-        folder = str(self.folder).replace("%", "%%")  # in the names of log files Slurm fills in %x and the like
-        return str(_make_sbatch_string(command=command, folder=folder, **self.parameters))
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return [*_sbatch(), str(submission_file_path)]
-
-    def script(self, command: str) -> str:
-        """The batch script of a one-task array."""
-        self.parameters["map_count"] = 1
-        return str(self._make_submission_file_text(command, "check"))
+def _targets(jobs: Iterable[str]) -> list[str]:
+    """What scancel is told: `7_[0-4,6]`, some hundred tasks at most in each."""
+    indices: dict[str, list[int]] = defaultdict(list)
+    for job in jobs:
+        if (index := questions.index_of(job)) is not None:
+            indices[questions.array_of(job)].append(index)
+    return [
+        f"{array}_[{compressed(sorted(tasks)[first : first + _CANCEL_CHUNK])}]"
+        for array, tasks in indices.items()
+        for first in range(0, len(tasks), _CANCEL_CHUNK)
+    ]
 
 
-_PREFIX = re.compile(r"^(sbatch: )?(error: )?((allocation failure|Batch job submission failed): )?")
+def _order(submission: Submission) -> dict[str, int]:
+    """The trials' indices in the array, as the manifest that was written before it was submitted has them."""
+    try:
+        ids = list(read_json(submission.array.manifest)["ids"])
+    except FileNotFoundError:  # not even begun
+        ids = list(submission.trials)
+    return {trial: index for index, trial in enumerate(ids) if trial in submission.trials}
 
 
-def _sbatch() -> list[str]:
-    """sbatch without the variables of an enclosing job, which would override the script's own options."""
-    return ["env", *(f"--unset={name}" for name in enclosing_variables()), "sbatch"]
-
-
-def _refused(answer: str) -> ClusterError:
-    """All that sbatch said, in one line: its general last line often hides which value was meant."""
-    lines = [_PREFIX.sub("", line.strip()) for line in answer.splitlines()]
-    said = ", ".join(dict.fromkeys(line for line in lines if line and not line.startswith("Try "))) or "no reason given"
-    return ClusterError(f"sbatch refused: {said}", "correct cluster.* or ask what your site allows")
+def _found(order: Mapping[str, int], jobs: set[str]) -> dict[str, str]:
+    """The job of each trial; the oldest one, should there be several arrays of the name."""
+    first: dict[int, str] = {}
+    for job in sorted(jobs, key=lambda job: int(questions.array_of(job))):
+        if (index := questions.index_of(job)) is not None:
+            first.setdefault(index, job)
+    return {trial: first[index] for trial, index in order.items() if index in first}
 
 
 def answers() -> bool:
     """Whether there is a Slurm here whose controller daemon answers."""
-    return bool(shutil.which("sbatch")) and _run(["scontrol", "ping"]).returncode == 0
+    return bool(shutil.which("sbatch")) and run(["scontrol", "ping"]).ok
 
 
 def _max_array() -> int:
-    for line in _ask(["scontrol", "show", "config"]) or []:
-        if line.startswith("MaxArraySize"):
-            return max(1, int(line.split("=")[1]))
-    raise ClusterError("Slurm's controller daemon does not answer", "try scontrol ping, or use cluster=local")
-
-
-def _read_states(lines: Sequence[str]) -> dict[str, JobState]:
-    states = {}
-    for line in lines:
-        job, _, word = line.partition("|")
-        word = word.split(" ")[0]  # "CANCELLED by 1000"
-        states[job] = JobState(word, ended=word not in _LIVE, status=_MEANING.get(word, Status.LOST))
-    return states
-
-
-def _ask(command: list[str]) -> list[str] | None:
-    """The lines of a query's answer; None where it failed, which is logged once."""
-    answer = _run(command)
-    if answer.returncode == 0:
-        return answer.stdout.split("\n")[:-1]
-    if "Invalid job id" in answer.stderr:  # squeue's word for jobs that it has forgotten
-        return []
-    _warn_once(f"{command[0]} failed: {_last_line(answer.stderr)}")
-    return None
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log.warning("%s", message)
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    hidden = set(enclosing_variables())
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"no answer within {_COMMAND_LIMIT_S} s")
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", "not installed")
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    """The most tasks of an array: MaxArraySize bounds the index, and a site may bound the number of tasks as well."""
+    answer = run(["scontrol", "show", "config"])
+    sizes = re.findall(r"^MaxArraySize\s*=\s*(\d+)", answer.out, re.MULTILINE)
+    if not answer.ok or not sizes:
+        raise ClusterError("Slurm's controller daemon does not answer", "try scontrol ping, or use cluster=local")
+    sizes += re.findall(r"^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", answer.out, re.MULTILINE)
+    return max(1, min(map(int, sizes)))

@@ -14,6 +14,7 @@ from autoresearch_hpc.records import CommandSpec, Failure, Status, TrialSpec
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
+from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 _MAX_OUTPUT = 16 << 20  # bytes of the script's output that are searched for its metric
@@ -25,6 +26,7 @@ class CommandTrial:
     def __init__(self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> None:
         assert spec.command
         self._spec, self._command, self._paths, self._phases, self._stop = spec, spec.command, paths, phases, stop
+        self._oom_kills = oom_kills()
 
     def run(self) -> Ending:
         spec, paths = self._spec, self._paths
@@ -53,7 +55,7 @@ class CommandTrial:
             child.kill()
         self._phases.close(Phase.TRAIN)
         if child.process.returncode != 0:
-            status, error = failure(child.process.returncode, paths.log)
+            status, error = failure(child.process.returncode, paths.log, self._oom_kills)
             return Ending(status=status, error=error)
         return self._score(work)
 

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoresearch_hpc.dataset import Dataset
+from autoresearch_hpc.errors import STORAGE_ERRORS
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.layout import TrialPaths
@@ -67,6 +68,8 @@ class Candidate:
         except FileNotFoundError:
             raise InvalidCandidate("no checkpoint was saved") from None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                raise
             reason = " ".join(str(error).split())
             raise InvalidCandidate(f"the checkpoint does not fit build_model(meta): {reason}") from error
         self._model.eval()
@@ -166,7 +169,7 @@ def answer(spec: TrialSpec) -> dict[str, object]:
     except Diverged as error:
         return _failure("DIVERGED", error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        return _failure("OOM", error)
+        return _failure("OOM", error) if str(error) else _failure("OOM", MemoryError("host memory"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code may raise anything: that is its result
         return _failure("CRASHED", error)
 

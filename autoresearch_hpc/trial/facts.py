@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from autoresearch_hpc.errors import STORAGE_ERRORS
+from autoresearch_hpc.files import write_all
 from autoresearch_hpc.records import Failure, Gpu, SlurmJob, Status
+from autoresearch_hpc.trial.memory import oom_kills as memory_kills
 
 _SECRET = re.compile(
     r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|COOKIE|AUTH|_PAT$|JWT", re.IGNORECASE
@@ -25,8 +28,20 @@ _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))(?
 _OUT_OF_MEMORY = re.compile(
     r"MemoryError|out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
+# Of the shared filesystem: full, over quota, failing, gone. torch's and numpy's writers do not hand on the reason.
+_STORAGE = re.compile(
+    r"\[Errno (28|122|5|116)\]|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos|"
+    r"iostream error|\d+ requested and \d+ written"
+)
 _TAIL_LINES = 40
 _TAIL_BYTES = 16_384
+_PROBE_BYTES = 16_384
+_KILLED = re.compile(r"killed by signal: Killed|SIGKILL")  # of a process that the child had started itself
+_LIMIT_REACHED = "host memory: the job's memory limit was reached (its control group counts a kill)"
+_HINTS = {
+    signal.SIGKILL: ", perhaps for want of host memory",
+    signal.SIGBUS: ", perhaps a mapped file that could not be read, or a full /dev/shm",
+}
 
 
 def gpu() -> Gpu:
@@ -116,21 +131,52 @@ def _end(path: Path) -> str:
         return ""
 
 
-def failure(returncode: int, log: Path) -> tuple[Status, Failure]:
-    """Why a child ended with this exit status: from its traceback, its signal or its status."""
+def failure(returncode: int, log: Path, oom_kills: int | None = None) -> tuple[Status, Failure]:
+    """Why a child ended with this exit status: from its traceback, its signal or its status.
+
+    `oom_kills` is what `memory.oom_kills` said when the trial began. A failure of the filesystem is LOST: the
+    candidate is not to blame.
+    """
     tail, number = log_tail(log), _signal(returncode)
     found = _EXCEPTION.findall(_end(log))
     counts = found if number else found[-1:]  # an abort may follow from an exception, and name another one
     memory = [(type_, message) for type_, message in counts if _OUT_OF_MEMORY.search(f"{type_}: {message}")]
     if memory:
-        return Status.OOM, Failure(type=memory[-1][0], message=memory[-1][1][:500], tail=tail)
+        return Status.OOM, Failure(type=memory[-1][0], message=memory[-1][1][:500] or "host memory", tail=tail)
+    if oom_kills is not None and (number is signal.SIGKILL or (found and _KILLED.search(found[-1][1]))):
+        if (now := memory_kills()) is not None and now > oom_kills:
+            return Status.OOM, Failure(type="SIGKILL", message=_LIMIT_REACHED, tail=tail)
     if number:
-        hint = ", perhaps for want of host memory" if number is signal.SIGKILL else ""
+        hint = _HINTS.get(number, "")
         return Status.CRASHED, Failure(type=number.name, message=f"ended by signal {number.name}{hint}", tail=tail)
     if found:
         type_, message = found[-1]
-        return Status.CRASHED, Failure(type=type_, message=message[:500], tail=tail)
+        status = Status.LOST if is_storage(type_, message) else Status.CRASHED
+        return status, Failure(type=type_, message=message[:500], tail=tail)
     return Status.CRASHED, Failure(type="ExitStatus", message=f"exit status {returncode}", tail=tail)
+
+
+def is_storage(type_: str, message: str) -> bool:
+    """Whether an exception says that the filesystem had no room or failed."""
+    return _STORAGE.search(f"{type_}: {message}") is not None
+
+
+def broken_storage(folder: Path) -> OSError | None:
+    """The error that writing below folder gives, if the filesystem is to blame."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        try:
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                write_all(fd, bytes(_PROBE_BYTES))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error if error.errno in STORAGE_ERRORS else None
+    return None
 
 
 def _signal(returncode: int) -> signal.Signals | None:

@@ -15,7 +15,8 @@ from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Status, TrialSpec
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
+from autoresearch_hpc.trial.facts import child_environment, failure, is_storage, log_tail
+from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 SESSION_SCHEMA = 1
@@ -29,6 +30,8 @@ class GptTrial:
     def __init__(self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> None:
         self._spec, self._paths, self._phases, self._stop = spec, paths, phases, stop
         self._facts: dict[str, Any] = {}
+        self._oom_kills = oom_kills()
+        self._eval_begun = 0.0
 
     def run(self) -> Ending:
         spec, paths = self._spec, self._paths
@@ -77,9 +80,11 @@ class GptTrial:
             message = f"the loss was not finite at step {self._facts.get('step')}"
             return self._ending(Status.DIVERGED, Failure(type="Diverged", message=message))
         self._phases.enter(Phase.EVAL)
-        trainer.wait(lambda event: False, spec.grace_s, self._stop)
+        self._eval_begun = time.monotonic()
+        exit_limit_s = min(spec.grace_s, spec.eval_limit_s)
+        trainer.wait(lambda event: False, exit_limit_s, self._stop)
         if trainer.running or trainer.process.returncode != 0:
-            return self._trainer_failed(trainer, "exiting after its checkpoint", spec.grace_s)
+            return self._trainer_failed(trainer, "exiting after its checkpoint", exit_limit_s)
         return None
 
     def _on_start(self, event: dict[str, Any]) -> bool:
@@ -104,27 +109,25 @@ class GptTrial:
             return self._ending(
                 Status.INVALID, Failure(type="NoCheckpoint", message=message, tail=log_tail(self._paths.log))
             )
-        status, error = failure(trainer.process.returncode, self._paths.log)
+        status, error = failure(trainer.process.returncode, self._paths.log, self._oom_kills)
         return self._ending(status, error)
 
     def _evaluate(self, evaluator: Child) -> Ending:
         answer: dict[str, Any] = {}
         evaluator.tell("go")
-        begun = time.monotonic()
+        left_s = self._eval_begun + self._spec.eval_limit_s - time.monotonic()  # the trainer's exit is part of it
 
         def on_answer(event: dict[str, Any]) -> bool:
             answer.update(event)
             return True
 
-        if evaluator.wait(on_answer, self._spec.eval_limit_s, self._stop):
+        if evaluator.wait(on_answer, left_s, self._stop):
             self._phases.close(Phase.EVAL)
             return self._scored(answer)
         if evaluator.running:
-            message = (
-                f"the evaluation took longer than {self._spec.eval_limit_s:g} s ({time.monotonic() - begun:.0f} s)"
-            )
+            message = f"the evaluation took longer than {self._spec.eval_limit_s:g} s"
             return self._ending(Status.TIMEOUT, Failure(type="Timeout", message=message))
-        status, error = failure(evaluator.process.returncode, self._paths.evaluate_log)
+        status, error = failure(evaluator.process.returncode, self._paths.evaluate_log, self._oom_kills)
         return self._ending(status, error)
 
     def _scored(self, answer: dict[str, Any]) -> Ending:
@@ -137,6 +140,8 @@ class GptTrial:
             message = f"the evaluator's answer makes no sense: {str(answer)[:200]}"
             return self._ending(Status.INVALID, Failure(type="BadAnswer", message=message))
         type_, message = (str(answer.get(key, "unknown"))[:500] for key in ("type", "message"))
+        if status is Status.CRASHED and is_storage(type_, message):
+            status = Status.LOST
         return self._ending(status, Failure(type=type_, message=message))
 
     def _ending(self, status: Status, error: Failure | None, value: float | None = None) -> Ending:

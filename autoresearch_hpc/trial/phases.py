@@ -1,11 +1,14 @@
 """Where a trial is and how long each phase took: phases.json for whoever watches, seconds for the result."""
 
+import logging
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from autoresearch_hpc.files import write_json_atomic
+
+_log = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
@@ -33,7 +36,10 @@ class PhaseLog:
         for begun in self._starts:
             self._ends.setdefault(begun, now)
         self._starts[phase] = now
-        write_json_atomic(self._path, {"phase": phase.value, "at": datetime.now(UTC).isoformat()})
+        try:
+            write_json_atomic(self._path, {"phase": phase.value, "at": datetime.now(UTC).isoformat()})
+        except OSError as error:  # it is for who watches: no reason to end a training
+            _log.warning("%s", error)
 
     def close(self, phase: Phase) -> None:
         """End this phase."""

@@ -1,7 +1,10 @@
 """The trusted parent of a trial on the compute node: `python -P -m autoresearch_hpc.trial.worker`.
 
 Claims the trial, checks its files, data and GPU, runs it, and writes `result.json` whatever happens, signals included.
-An attempt is claimed exclusively: if it was submitted twice, the second worker leaves without a trace.
+An attempt is claimed exclusively: if it was submitted twice, the second worker leaves without a trace. A worker whose
+trial was given to a newer attempt meanwhile (its node had been cut off) keeps its result to itself.
+
+Exit status 0, or 74 where the filesystem did not give the files, or take the claim or the result, within a minute.
 """
 
 import argparse
@@ -9,13 +12,17 @@ import json
 import logging
 import os
 import socket
+import sys
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.errors import DataError
-from autoresearch_hpc.files import read_json, sha256_file, write_json_atomic
+from autoresearch_hpc.files import read_json, sha256_file, storing, sync_directory, write_all, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Gpu, Phases, Status, TrialResult, TrialSpec, from_json, to_json
 from autoresearch_hpc.trial import facts
@@ -27,6 +34,9 @@ from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 _log = logging.getLogger(__name__)
 
+EXIT_STORAGE = 74  # EX_IOERR
+_PATIENCE_S = 60.0
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run one trial.")
@@ -35,23 +45,43 @@ def main() -> None:
     source.add_argument("--array", type=Path, help="an array.json; SLURM_ARRAY_TASK_ID picks the trial")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    run(options.trial or _of_array(options.array))
+    try:
+        run(options.trial or _of_array(options.array))
+    except OSError as error:
+        _log.error("gives up: %s", error)
+        sys.exit(EXIT_STORAGE)
 
 
 def _of_array(manifest: Path) -> Path:
-    trials = read_json(manifest)["trials"]
+    trials = _insist(lambda: read_json(manifest))["trials"]
     return Path(trials[int(os.environ["SLURM_ARRAY_TASK_ID"])])
 
 
 def run(spec_path: Path) -> None:
-    """Run the trial of spec_path, once for each of Slurm's attempts."""
+    """Run the trial of spec_path, once for each of Slurm's attempts.
+
+    Raises OSError where its files stay unreadable or unwritable.
+    """
     stop = StopFlag()
-    spec = from_json(TrialSpec, read_json(spec_path))
-    paths = TrialPaths(spec_path.parent)
-    attempt = facts.attempt()
-    if not _claim(paths, attempt) or _finished_before(paths):
-        _log.info("%s attempt %d is taken or done; nothing to do", spec.trial, attempt)
+    paths, attempt = TrialPaths(spec_path.parent), facts.attempt()
+    spec = from_json(TrialSpec, _insist(lambda: read_json(spec_path)))
+    if _finished_before(paths):
+        _log.info("%s is done; nothing to do", spec.trial)
         return
+    if not _insist(lambda: _claim(paths, attempt)):
+        _log.info("%s attempt %d is taken; nothing to do", spec.trial, attempt)
+        return
+    paths.result.unlink(missing_ok=True)  # an earlier attempt that was merely cancelled
+    result = _outcome(spec, paths, attempt, stop)
+    if not _insist(lambda: _publish(paths, result)):
+        _log.info("%s attempt %d was overtaken by a newer one; its result is dropped", spec.trial, attempt)
+        return
+    _log.info("trial=%s status=%s %s=%s", spec.trial, result.status, result.metric.name, result.metric.value)
+    _announce(spec)
+
+
+def _outcome(spec: TrialSpec, paths: TrialPaths, attempt: int, stop: StopFlag) -> TrialResult:
+    """The trial from its start to its end, whatever happens."""
     started_at = _now()
     adopt_orphans()
     phases = PhaseLog(paths.phases)
@@ -60,6 +90,7 @@ def run(spec_path: Path) -> None:
         stop.check()
         gpu = facts.gpu()
         ending = _refusal(spec, gpu) or _trial(spec, paths, phases, stop)
+        ending = _excused(ending, paths)
     except Stopped as reason:
         status = Status.TIMEOUT if stop.timed_out else Status.CANCELLED
         ending = Ending(status=status, error=_failure("Stopped", str(reason), paths))
@@ -71,9 +102,24 @@ def run(spec_path: Path) -> None:
     left = kill_descendants()
     if left:
         _log.info("%s left %d processes behind; they were ended", spec.trial, left)
-    result = _result(spec, ending, attempt=attempt, started_at=started_at, gpu=gpu, phases=phases)
-    write_json_atomic(paths.result, to_json(result))
-    _log.info("trial=%s status=%s %s=%s", spec.trial, result.status, result.metric.name, result.metric.value)
+    return _result(spec, ending, attempt=attempt, started_at=started_at, gpu=gpu, phases=phases)
+
+
+_T = TypeVar("_T")
+
+
+def _insist(act: Callable[[], _T]) -> _T:
+    """Act, and try again for a while where the filesystem fails: room is made, servers come back, files appear late."""
+    deadline, pause_s = time.monotonic() + _PATIENCE_S, 0.5
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if time.monotonic() + pause_s > deadline:
+                raise
+            _log.warning("%s; trying again in %g s", error, pause_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 5.0)
 
 
 def _claim(paths: TrialPaths, attempt: int) -> bool:
@@ -81,24 +127,61 @@ def _claim(paths: TrialPaths, attempt: int) -> bool:
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt, "at": _now()}
     claim["job"] = facts.job_id()
     claim["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        with paths.claim(attempt).open("x", encoding="utf-8") as file:
-            json.dump(claim, file)
-        return True
-    except FileExistsError:
+    path = paths.claim(attempt)
+    with storing(path):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            write_all(fd, json.dumps(claim).encode())
+            os.fsync(fd)
+            sync_directory(path.parent)
+        except OSError:
+            path.unlink(missing_ok=True)  # it is ours: whoever comes next may have it
+            raise
+        finally:
+            os.close(fd)
+    return True
+
+
+def _publish(paths: TrialPaths, result: TrialResult) -> bool:
+    """Write the result; False where a newer attempt has been claimed."""
+    claims = (path.stem.removeprefix("claim-") for path in paths.root.glob("claim-*.json"))
+    if any(int(number) > result.attempt for number in claims if number.isdigit()):
         return False
+    write_json_atomic(paths.result, to_json(result))
+    return True
+
+
+def _announce(spec: TrialSpec) -> None:
+    """Tell the controller that there is a result to read; it would find out without."""
+    if spec.inbox is None:
+        return
+    try:
+        Path(spec.inbox, spec.trial).touch()
+    except OSError as error:
+        _log.warning("the result is not announced: %s", error)
 
 
 def _finished_before(paths: TrialPaths) -> bool:
-    """Whether an earlier attempt earned a result; one that was merely cancelled is cleared away."""
+    """Whether an earlier attempt earned a result; one that was merely cancelled is none."""
     try:
         earlier = from_json(TrialResult, read_json(paths.result))
     except (OSError, ValueError):
         return False
-    if earlier.status is Status.CANCELLED:
-        paths.result.unlink(missing_ok=True)
-        return False
-    return True
+    return earlier.status is not Status.CANCELLED
+
+
+def _excused(ending: Ending, paths: TrialPaths) -> Ending:
+    """LOST in the place of a failure where the trial's directory cannot be written: even the reason may be missing."""
+    if ending.status not in (Status.CRASHED, Status.INVALID):
+        return ending
+    broken = facts.broken_storage(paths.root)
+    if broken is None:
+        return ending
+    seen = f"{ending.error.type}: {ending.error.message}" if ending.error else str(ending.status)
+    return _lost("OSError", f"[Errno {broken.errno}] {broken.strerror}: {paths.root} (seen: {seen})")
 
 
 def _refusal(spec: TrialSpec, gpu: Gpu) -> Ending | None:
@@ -107,7 +190,7 @@ def _refusal(spec: TrialSpec, gpu: Gpu) -> Ending | None:
         return _lost("NoGpu", f"no GPU on {socket.gethostname()} (CUDA_VISIBLE_DEVICES={gpu.visible})")
     for name, expected in spec.src_sha256.items():
         path = Path(spec.src) / name
-        if not path.is_file() or sha256_file(path) != expected:
+        if _sha256(path) != expected:
             return _lost("SourceChanged", f"{path} is not what was committed")
     if spec.data_dir:
         try:
@@ -117,6 +200,14 @@ def _refusal(spec: TrialSpec, gpu: Gpu) -> Ending | None:
         if spec.data_sha256 and data.manifest.sha256 != spec.data_sha256:
             return _lost("DataError", f"{spec.data_dir} is not the data that the run started with")
     return None
+
+
+def _sha256(path: Path) -> str | None:
+    """The file's hash, None where it is not there: files may appear late on another node."""
+    try:
+        return _insist(lambda: sha256_file(path))
+    except OSError:
+        return None
 
 
 def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> Ending:

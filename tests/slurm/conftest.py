@@ -1,10 +1,15 @@
-"""Points the tests of this folder to the sandbox cluster."""
+"""Points the tests of this folder to the sandbox cluster, and breaks its commands where a test wants that."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from bench import Bench
 from client import Sandbox, is_slurm_variable
+
+from autoresearch_hpc.cluster.slurm import SlurmCluster
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,3 +24,26 @@ def cluster_environment(cluster: Sandbox) -> Iterator[None]:
         for name, value in cluster.settings_environment.items():
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture
+def on_slurm(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, SlurmCluster)
+    yield bench
+    bench.clear()
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Puts a shell script before one of Slurm's commands; $REAL is the command itself. Gives a file of its calls."""
+
+    def put(command: str, script: str) -> Path:
+        real, folder = shutil.which(command), tmp_path / "broken"
+        folder.mkdir(exist_ok=True)
+        calls = folder / f"{command}.calls"
+        (folder / command).write_text(f'#!/bin/sh\nREAL={real}\nCALLS={calls}\necho "$*" >> "$CALLS"\n{script}\n')
+        (folder / command).chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder), prepend=":")
+        return calls
+
+    return put

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,11 +44,13 @@ class FakeTrial:
         self.spec = replace(self.spec, command=CommandSpec(command=line, **given))
 
     @contextmanager
-    def worker(self, **env: str) -> Iterator["subprocess.Popen[str]"]:
-        """A worker under way."""
+    def worker(
+        self, program: Sequence[str] = ("-m", "autoresearch_hpc.trial.worker"), **env: str
+    ) -> Iterator["subprocess.Popen[str]"]:
+        """A worker under way; `program` may start it in its own way."""
         write_json_atomic(self.paths.spec, to_json(self.spec))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "autoresearch_hpc.trial.worker", "--trial", str(self.paths.spec)],
+            [sys.executable, "-P", *program, "--trial", str(self.paths.spec)],
             env={**_clean(), MARK: self.mark, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fake_run import FakeRun
 
-from autoresearch_hpc.budget import exhausted, rounds_without_gain, used
+from autoresearch_hpc.budget import Budget, Room, rounds_without_gain, used
 from autoresearch_hpc.config import BudgetConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.history import History
@@ -37,8 +37,13 @@ def _phases(total_s: float) -> Any:
     return Phases(total_s=total_s)
 
 
-def reason(history: History, k: int = 2, wall_limit_s: float = HOUR, price: float = 0.0, **caps: Any) -> str | None:
-    return exhausted(BudgetConfig(**caps), history, k, wall_limit_s, price)
+def budget(price: float = 0.0, max_parallel: int | None = None, job_limit_s: float = HOUR, **caps: Any) -> Budget:
+    config = BudgetConfig(**caps)
+    return Budget(config=config, price_per_gpu_hour=price, job_limit_s=job_limit_s, max_parallel=max_parallel)
+
+
+def reason(history: History, price: float = 0.0, **caps: Any) -> str | None:
+    return budget(price, **caps).exhausted(history)
 
 
 def test_what_was_used(run: FakeRun) -> None:
@@ -60,34 +65,78 @@ def test_failed_and_dropped_trials_cost_as_well(run: FakeRun) -> None:
     assert (used(run.history(), 1.0).trials, used(run.history(), 1.0).usd) == (2, 2.0)
 
 
+def test_accounting_knows_better_than_the_worker(run: FakeRun) -> None:
+    spend(run, 1.0, 0.5)
+    run.event("trial.charged", gpu_s={"r00-c01-t0": 2 * HOUR})
+    assert used(run.history(), 4.0).gpu_hours == 3.0
+
+
 def test_without_caps_everything_fits(run: FakeRun) -> None:
-    assert reason(spend(run, 1000.0), k=10_000, wall_limit_s=1e9, price=1e6) is None
+    assert budget(1e6, job_limit_s=1e9).room(spend(run, 1000.0)) == Room(trials=None)
+    assert Room(trials=None).fits(10_000)
 
 
 @pytest.mark.parametrize(
-    ("fits", "exceeds"),
+    ("caps", "trials"),
     [
-        ({"max_trials": 4}, {"max_trials": 3}),
-        ({"gpu_hours": 3.5}, {"gpu_hours": 3.49}),
-        ({"usd": 14.0}, {"usd": 13.99}),
-        ({"wall_hours": 3.0}, {"wall_hours": 2.99}),
+        ({"max_trials": 5}, 3),
+        ({"max_trials": 2}, 0),
+        ({"max_trials": 1}, 0),
+        ({"gpu_hours": 4.5}, 3),
+        ({"gpu_hours": 4.49}, 2),
+        ({"gpu_hours": 1.0}, 0),
+        ({"usd": 14.0}, 2),
+        ({"usd": 13.99}, 1),
+        ({"wall_hours": 3.0}, None),
+        ({"wall_hours": 2.99}, 0),
+        ({"gpu_hours": 100.0, "max_trials": 3}, 1),
         ({"patience": 1}, None),
+        ({"max_rounds": 1}, None),
     ],
-    ids=lambda caps: next(iter(caps), None) if caps else "never",
+    ids=str,
 )
-def test_the_next_round_counts_at_its_worst(
-    run: FakeRun, fits: dict[str, float], exceeds: dict[str, float] | None
-) -> None:
-    history = spend(run, 1.0, 0.5)  # used: 2 trials, 1.5 GPU-hours, 6 USD, 2 h; next: 2 trials of 1 h
-    assert reason(history, price=4.0, **fits) is None
-    if exceeds:
-        told = reason(history, price=4.0, **exceeds)
-        assert told
-        assert told.startswith("budget.{}={}: ".format(*next(iter(exceeds.items()))))
+def test_a_trial_to_come_counts_at_its_worst(run: FakeRun, caps: dict[str, Any], trials: int | None) -> None:
+    history = spend(run, 1.0, 0.5)  # used: 2 trials, 1.5 GPU-hours, 6 USD, 2 h; a trial to come takes at most 1 h
+    room = budget(price=4.0, **caps).room(history)
+    assert room.trials == trials
+    told = reason(history, price=4.0, **caps)
+    assert (told is not None) == (trials == 0)
+    if trials is not None:
+        assert room.cap.startswith("budget.")
+        assert told in (None, room.cap)
 
 
-def test_a_budget_too_small_for_the_first_round_stops_it() -> None:
-    assert reason(History(), k=1, gpu_hours=0.5) == "budget.gpu_hours=0.5: 0.00 used, the next round may take 1.00"
+def test_few_at_once_take_several_waves(run: FakeRun) -> None:
+    history = spend(run, 1.0)  # 2 h by the clock
+    assert budget(max_parallel=4, wall_hours=5.0).room(history).trials == 12
+    assert budget(max_parallel=4, wall_hours=2.9).room(history).trials == 0
+
+
+def test_what_is_under_way_counts_as_well(run: FakeRun) -> None:
+    spend(run, 1.0, 0.5)
+    trials = run.propose(["a", "b", "c"])
+    assert budget(gpu_hours=5.5).room(run.history()).trials == 1
+    assert budget(max_trials=5).room(run.history()).trials == 0
+    run.done(trials[0], 1.0, total_s=0.5 * HOUR, phases=_phases(0.5 * HOUR))
+    assert budget(gpu_hours=5.5).room(run.history()).trials == 1
+    assert budget(gpu_hours=6.0).room(run.history()).trials == 2
+    run.event("submit.refused", round=1, job_name="ar-1", trials=[trials[2]], reason="no room")
+    assert budget(gpu_hours=5.5).room(run.history()).trials == 2
+
+
+def test_sums_of_decimals_lose_nothing() -> None:
+    assert budget(gpu_hours=0.3, job_limit_s=0.1 * HOUR).room(History()).trials == 3
+
+
+def test_a_budget_too_small_for_one_trial_stops_the_run_at_once() -> None:
+    assert reason(History(), gpu_hours=0.5) == "budget.gpu_hours=0.5: 0.00 used, a trial may take 1.00"
+
+
+def test_rounds_are_counted_after_the_baseline(run: FakeRun) -> None:
+    run.round([("baseline", 1.0, "keep")])
+    assert reason(run.history(), max_rounds=1) is None
+    run.round([("a", 1.1, "discard")])
+    assert reason(run.history(), max_rounds=1) == "budget.max_rounds=1: as many rounds done"
 
 
 def test_patience_counts_judged_rounds_without_a_new_incumbent(run: FakeRun) -> None:
@@ -106,7 +155,7 @@ def test_patience_counts_judged_rounds_without_a_new_incumbent(run: FakeRun) -> 
     assert rounds_without_gain(run.history()) == 0
 
 
-@pytest.mark.parametrize("name", ["max_trials", "gpu_hours", "usd", "wall_hours", "patience"])
+@pytest.mark.parametrize("name", ["max_rounds", "max_trials", "gpu_hours", "usd", "wall_hours", "patience"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_impossible_caps(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"budget\.{name}={value}; give a number above 0"):

@@ -1,15 +1,19 @@
 """Results come in, or are made up for trials that left none."""
 
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_run import FakeRun
 
 from autoresearch_hpc import collect
 from autoresearch_hpc.cluster import JobState
 from autoresearch_hpc.files import write_json_atomic
+from autoresearch_hpc.history import Trial
 from autoresearch_hpc.layout import TrialPaths
-from autoresearch_hpc.records import Direction, Metric, Status, TrialResult, TrialSpec, from_json, to_json
+from autoresearch_hpc.records import Direction, Metric, SlurmJob, Status, TrialResult, TrialSpec, from_json, to_json
 
 
 @pytest.fixture
@@ -29,8 +33,13 @@ def spec(paths: TrialPaths, kind: str = "gpt") -> TrialSpec:
 
 
 def ok(paths: TrialPaths) -> TrialResult:
-    made = collect.missing_result(spec(paths), JobState("COMPLETED", ended=True), "")
+    made = collect.missing_result(spec(paths), trial(), JobState("COMPLETED", ended=True), paths)
     return replace(made, status=Status.OK, metric=replace(made.metric, value=1.0), error=None)
+
+
+def trial(**more: object) -> Trial:
+    given = {"id": "r01-c00-t0", "candidate": "r01-c00", "job_name": "j", "submitted_at": "", "job": "12_0", **more}
+    return Trial(**given)  # type: ignore[arg-type]
 
 
 def test_a_result_is_read_where_it_is_this_trials(paths: TrialPaths) -> None:
@@ -65,21 +74,23 @@ def test_a_result_that_cannot_be_read_is_none(paths: TrialPaths) -> None:
     ],
 )
 def test_what_the_cluster_said_becomes_the_result(paths: TrialPaths, state: JobState, status: Status) -> None:
-    result = collect.missing_result(spec(paths), state, "last\nlines")
+    paths.log.write_text("last\nlines")
+    result = collect.missing_result(spec(paths), trial(), state, paths)
     assert result.status is status
     assert result.metric.value is None
     assert result.error
     assert (result.error.type, result.error.tail) == ("NoResult", "last\nlines")
     assert result.error.message == f"the job ended as {state.word} and left no result"
     assert (result.started_at, result.data_sha256) == ("2026-01-31T12:00:00.000+00:00", "d" * 64)
+    assert (result.slurm, result.phases.total_s) == (None, None)
     assert from_json(TrialResult, to_json(result)) == result
     assert collect.is_infrastructure(result) is (status is Status.LOST)
 
 
 def test_who_evaluates_depends_on_the_kind(paths: TrialPaths) -> None:
     state = JobState("FAILED", ended=True)
-    assert collect.missing_result(spec(paths), state, "").evaluator == "trusted"
-    assert collect.missing_result(spec(paths, "command"), state, "").evaluator == "self-reported"
+    assert collect.missing_result(spec(paths), trial(), state, paths).evaluator == "trusted"
+    assert collect.missing_result(spec(paths, "command"), trial(), state, paths).evaluator == "self-reported"
 
 
 def test_the_log_tail(paths: TrialPaths) -> None:
@@ -108,3 +119,94 @@ def test_the_claim_names_the_job_that_has_the_trial(tmp_path: Path) -> None:
     assert collect.claimant(paths) is None
     paths.claim(0).write_text('{"job": "12')
     assert collect.claimant(paths) is None
+
+
+def test_a_job_that_had_begun_is_charged_from_its_claim_and_its_node_is_named(paths: TrialPaths) -> None:
+    paths.claim(0).write_text('{"at": "2026-01-31T12:00:00+00:00"}')
+    paths.claim(1).write_text('{"at": "2026-01-31T13:00:00+00:00"}')
+    paths.result.write_text("{")
+    state = JobState("FAILED", ended=True, node="n7")
+    result = collect.missing_result(spec(paths), trial(), state, paths)
+    assert result.error
+    assert result.error.message == "the job ended as FAILED on n7 and left a result that cannot be used"
+    assert (result.attempt, result.host, result.started_at) == (1, "n7", "2026-01-31T13:00:00+00:00")
+    assert result.slurm
+    assert (result.slurm.job_id, result.slurm.nodelist) == ("12_0", "n7")
+    assert result.phases.total_s
+    assert result.phases.total_s > 3600
+
+
+@pytest.mark.parametrize(("launch_failed", "again"), [(True, True), (False, False)])
+def test_a_trial_given_up_is_lost_and_tried_again_where_its_launch_failed(
+    paths: TrialPaths, launch_failed: bool, again: bool
+) -> None:
+    given_up = trial(given_up="never began: AssocGrpGRES", launch_failed=launch_failed)
+    cancelled = JobState("CANCELLED", ended=True, status=Status.CANCELLED, node="n1" if launch_failed else None)
+    result = collect.missing_result(spec(paths), given_up, cancelled, paths)
+    assert result.status is Status.LOST
+    assert result.error
+    assert result.error.message == "never began: AssocGrpGRES"
+    assert collect.is_infrastructure(result) is again
+    given_up.result = result
+    assert collect.is_nodes_fault(given_up) is launch_failed
+
+
+def test_only_the_newest_attempts_result_counts(paths: TrialPaths) -> None:
+    earlier = ok(paths)
+    write_json_atomic(paths.result, to_json(earlier))
+    paths.claim(0).touch()
+    assert collect.read_result(paths, "tag", "r01-c00-t0") == earlier
+    paths.claim(1).touch()
+    assert collect.read_result(paths, "tag", "r01-c00-t0") is None, "a node that was cut off wrote it too late"
+    write_json_atomic(paths.result, to_json(replace(earlier, attempt=1)))
+    assert collect.read_result(paths, "tag", "r01-c00-t0") == replace(earlier, attempt=1)
+
+
+def test_a_worker_that_had_to_stop_is_believed_once_its_job_has_ended(paths: TrialPaths) -> None:
+    stopped = replace(ok(paths), status=Status.CANCELLED, metric=spec(paths).metric)
+    assert not collect.is_final(stopped, None)
+    assert not collect.is_final(stopped, JobState("RUNNING", ended=False))
+    assert not collect.is_final(stopped, JobState("REQUEUED", ended=False))
+    assert collect.is_final(stopped, JobState("CANCELLED", ended=True, status=Status.CANCELLED))
+    assert collect.is_final(stopped, JobState("COMPLETED", ended=True))
+    assert not collect.is_final(stopped, JobState("PREEMPTED", ended=True))
+    assert not collect.is_final(stopped, JobState("NODE_FAIL", ended=True))
+    assert collect.is_final(ok(paths), None)
+
+
+def test_a_node_is_faulty_once_it_has_lost_several_candidates(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "tag")
+    trials = run.propose(["a", "b", "c"])
+    lost = {"status": Status.LOST, "value": None}
+    slurm = [SlurmJob(job_id="1", nodelist=node) for node in ("n1", "n1", "n2")]
+    for id_, job in zip(trials, slurm, strict=True):
+        result = run.result(id_, **lost)  # type: ignore[arg-type]
+        run.event("trial.done", trial=id_, result=to_json(replace(result, slurm=job)))
+    assert collect.faulty_nodes(run.history(), 1) == {"n1", "n2"}
+    assert collect.faulty_nodes(run.history(), 2) == {"n1"}
+    assert collect.faulty_nodes(run.history(), 3) == set()
+    run.event("trial.dropped", trial=trials[0], reason="lost")
+    again = run.result("r00-c00-t1", **lost)  # type: ignore[arg-type]
+    run.event("submit.intent", round=0, job_name="again", trials=["r00-c00-t1"])
+    run.event("trial.done", trial="r00-c00-t1", result=to_json(replace(again, slurm=slurm[0])))
+    assert collect.faulty_nodes(run.history(), 3) == set(), "the same candidate twice may be the cause itself"
+
+
+def test_the_inbox_tells_of_results_and_is_looked_at_once_a_second(tmp_path: Path) -> None:
+    looked = []
+    sys.addaudithook(lambda event, args: looked.append(args[0]) if event == "os.scandir" else None)
+    inbox = collect.Inbox(tmp_path / "in 'box'", every_s=0.3)
+    begun = time.monotonic()
+    assert inbox.look({"a", "b"}) == set()
+    for name in ("a", "left over", "c"):
+        (tmp_path / "in 'box'" / name).touch()
+    assert inbox.look({"a", "b"}) == set(), "too early"
+    while not (found := inbox.look({"a", "b"})):
+        time.sleep(0.01)
+    assert found == {"a"}
+    assert 0.3 <= time.monotonic() - begun < 1
+    assert len([path for path in looked if "in 'box'" in str(path)]) == 2
+    assert [path.name for path in (tmp_path / "in 'box'").iterdir()] == ["a"], "what nobody expects is cleared away"
+    inbox.clear("a")
+    inbox.clear("a")
+    assert list((tmp_path / "in 'box'").iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_hpc.records import Status
-from autoresearch_hpc.trial import facts
+from autoresearch_hpc.trial import facts, memory
 
 LISTING = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)
@@ -132,6 +132,112 @@ def test_why_a_child_failed(
     assert found is status
     assert failure.type.startswith(type_)
     assert message in failure.message
+
+
+FULL = "OSError: [Errno 28] No space left on device: '/a/checkpoint.pt'"
+TORCH = """RuntimeError: basic_ios::clear: iostream error
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 896 vs 790
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "status"),
+    [
+        (FULL, Status.LOST),
+        ("OSError: [Errno 122] Disk quota exceeded", Status.LOST),
+        ("OSError: [Errno 5] Input/output error", Status.LOST),
+        ("OSError: [Errno 116] Stale file handle: 'x'", Status.LOST),
+        ("torch._inductor.exc.InductorError: OSError: [Errno 28] No space left on device", Status.LOST),
+        (TORCH, Status.LOST),
+        ("RuntimeError: PytorchStreamWriter failed writing file data/0: file write failed", Status.LOST),
+        ("OSError: 1000000 requested and 1024 written", Status.LOST),
+        (f"{FULL}\nValueError: later and another\n", Status.CRASHED),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'x'", Status.CRASHED),
+        ("OSError: [Errno 24] Too many open files", Status.CRASHED),
+        ("ValueError: Errno 28", Status.CRASHED),
+    ],
+)
+def test_a_filesystem_that_fails_is_not_the_candidates_fault(tmp_path: Path, log: str, status: Status) -> None:
+    path = tmp_path / "log"
+    path.write_text(f"Traceback (most recent call last):\n{log}\n")
+    found, failure = facts.failure(1, path)
+    assert found is status
+    assert failure.type == log.strip().splitlines()[-1].split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "log", "kills", "status"),
+    [
+        (-9, "", 1, Status.OOM),
+        (137, "Killed\n", 2, Status.OOM),
+        (-9, "", 0, Status.CRASHED),
+        (-11, "", 1, Status.CRASHED),
+        (1, "ValueError: bad\n", 1, Status.CRASHED),
+        (1, "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n", 1, Status.OOM),
+        (1, "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n", 0, Status.CRASHED),
+        (1, "subprocess.CalledProcessError: Command 'x' died with <Signals.SIGKILL: 9>.\n", 1, Status.OOM),
+    ],
+)
+def test_a_kill_that_the_control_group_counts_is_want_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returncode: int, log: str, kills: int, status: Status
+) -> None:
+    path = tmp_path / "log"
+    path.write_text(log)
+    monkeypatch.setattr(facts, "memory_kills", lambda: 3 + kills)
+    found, failure = facts.failure(returncode, path, 3)
+    assert found is status
+    assert failure.message.startswith("host memory: ") == (status is Status.OOM)
+    assert facts.failure(returncode, path, None)[0] is Status.CRASHED, "where nobody counts"
+
+
+V1 = """\
+12:memory:/slurm/uid_1000/job_7/step_batch
+4:cpu,cpuacct:/slurm/uid_1000/job_7
+0::/system.slice
+"""
+V2 = "0::/system.slice/slurmstepd.scope/job_7/step_batch/user/task_0\n"
+MOUNTS = """\
+25 30 0:23 / /sys rw,nosuid - sysfs sysfs rw
+33 25 0:28 {root} {v2} rw,nosuid shared:10 - cgroup2 cgroup2 rw,nsdelegate
+34 25 0:29 / {v1}/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+35 25 0:30 {root} {v1}/memory rw - cgroup cgroup rw,memory
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "root", "file", "text", "expected"),
+    [
+        (V1, "/", "v1/memory/slurm/uid_1000/job_7/step_batch/memory.oom_control", "under_oom 0\noom_kill 4\n", 4),
+        (V1, "/slurm/uid_1000/job_7", "v1/memory/step_batch/memory.oom_control", "oom_kill 4\n", 4),
+        (V1, "/slurm/uid_1000/job_7/step_batch", "v1/memory/memory.oom_control", "oom_kill 0\n", 0),
+        (V1, "/slurm/uid_1000/job_70", "v1/memory/memory.oom_control", "oom_kill 4\n", None),
+        (V1, "/", "v1/memory/slurm/uid_1000/job_7/step_batch/memory.oom_control", "under_oom 0\n", None),
+        (V2, "/", f"v2{V2[3:].strip()}/memory.events", "low 0\nmax 9\noom 2\noom_kill 2\noom_group_kill 0\n", 2),
+        (V2, V2[3:].strip(), "v2/memory.events", "oom_kill 2\n", 2),
+        (V2, "/elsewhere", "v2/memory.events", "oom_kill 2\n", None),
+        (V2, "/", "v2/other", "oom_kill 2\n", None),
+        ("", "/", "v2/memory.events", "oom_kill 2\n", None),
+        ("nonsense\n", "/", "v2/memory.events", "oom_kill 2\n", None),
+    ],
+)
+def test_where_kills_are_counted(
+    tmp_path: Path, groups: str, root: str, file: str, text: str, expected: int | None
+) -> None:
+    base = tmp_path / "a b"
+    (base / file).parent.mkdir(parents=True)
+    (base / file).write_text(text)
+    (base / "cgroup").write_text(groups)
+    here = str(base).replace(" ", "\\040")
+    (base / "mountinfo").write_text(MOUNTS.format(root=root, v1=f"{here}/v1", v2=f"{here}/v2"))
+    assert memory.oom_kills(base) == expected
+
+
+def test_nobody_counts_where_there_is_no_proc(tmp_path: Path) -> None:
+    assert memory.oom_kills(tmp_path) is None
 
 
 def test_a_failure_without_a_log(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "bundle"},
     {"exits", "files", "literals", "records", "stopping"},
     {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
-    {"complaints", "history", "space"},
+    {"complaints", "history", "pacing", "space"},
     {"ledger"},
     {"harness"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},

@@ -175,7 +175,7 @@ def test_log_lines_stay_off_the_screen_while_warnings_show_above_the_table(
 
 
 def test_without_a_terminal_only_notes_are_logged(run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
-    view = open_view(Config(plan=PlanConfig(name="p")), run.layout)
+    view = open_view(Config(plan=PlanConfig(name="p")), run.layout, shared=True)
     assert isinstance(view, PlainView)
     with caplog.at_level(logging.INFO, "autoresearch_hpc"):
         view.update(run.history(), {})
@@ -189,7 +189,7 @@ def test_a_terminal_gets_the_table(run: FakeRun, term: str, kind: str) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom autoresearch_hpc import history, journal, layout, live\n"
         "from autoresearch_hpc.config import Config, PlanConfig\n"
-        "l = layout.RunLayout(Path(sys.argv[1]))\nview = live.open_view(Config(plan=PlanConfig(name='p')), l)\n"
+        "l = layout.RunLayout(Path(sys.argv[1]))\nview = live.open_view(Config(plan=PlanConfig(name='p')), l, shared=True)\n"
         "view.update(history.History.replay(journal.read(l.journal)), {})\nview.close()\nprint(type(view).__name__)"
     )
     run.propose(["the baseline"])

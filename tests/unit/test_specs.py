@@ -47,6 +47,7 @@ def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     assert Path(spec.trial_dir) == made.layout.trial("r01-c00-t1").root
     assert Path(spec.src) == made.layout.src("r01-c00")
     assert spec.submitted_at
+    assert spec.inbox == str(made.layout.inbox)
 
 
 def test_seeds_differ_and_are_stable() -> None:

@@ -71,7 +71,7 @@ def test_files_that_cannot_be_read_say_nothing(run: FakeRun, content: bytes) -> 
 def test_a_trial_is_looked_at_once_a_second_and_never_again_when_done(run: FakeRun) -> None:
     [id_] = run.propose(["baseline"])
     clock = [100.0]
-    watch = Watch(run.layout, monotonic=lambda: clock[0])
+    watch = Watch(run.layout, pace_s=1.0, monotonic=lambda: clock[0])
     trial = Trial(id=id_, candidate="r00-c00", job_name="x", submitted_at=run.now.isoformat())
     assert watch(trial).phase is None
     run.claim(id_, "compile")
@@ -85,6 +85,23 @@ def test_a_trial_is_looked_at_once_a_second_and_never_again_when_done(run: FakeR
     run.layout.trial(id_).result.unlink()
     clock[0] += 10
     assert watch(trial) is done
+
+
+def test_many_trials_take_turns(run: FakeRun) -> None:
+    """One look a second at a shared filesystem, however many trials there are and however often it is asked."""
+    trials = [t for e in run.history().entries() for t in e.trials]
+    assert trials == []
+    ids = run.propose(["a", "b", "c"])
+    clock = [100.0]
+    watch = Watch(run.layout, pace_s=1.0, monotonic=lambda: clock[0])
+    for id_ in ids:
+        run.claim(id_, "train")
+    trials = [t for e in run.history().entries() for t in e.trials]
+    known = []
+    for _ in range(12):
+        known.append(sum(watch(trial).phase == "train" for trial in trials))
+        clock[0] += 0.25
+    assert known == [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_states_in_the_words_of_people(run: FakeRun) -> None:

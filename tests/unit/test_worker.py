@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from fake_trial import MARK, FakeTrial
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.records import Phases, Status
+from autoresearch_hpc.trial import memory
 
 PYTHON = f"'{sys.executable}' -S"
 
@@ -111,6 +112,49 @@ def test_a_failure_is_data(make: Make, script: str, status: Status, type_: str, 
     assert abs(phases_of(result.phases) - result.phases.total_s) < 0.3
 
 
+IN_GROUP = """
+import os, sys
+with open(sys.argv.pop(1) + "/cgroup.procs", "w") as file: file.write(str(os.getpid()))
+from autoresearch_hpc.trial import worker
+worker.main()
+"""
+
+
+@pytest.fixture
+def limited_group() -> Iterator[Path]:
+    """A control group below this process's, with a limit of 200 MB."""
+    counter = memory._counter(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
+    if counter is None:
+        pytest.skip("no memory control group is mounted here")
+    group = counter.parent / f"autoresearch-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if counter.name == "memory.oom_control" else "memory.max")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"this user may not make a control group: {error}")
+    try:
+        if not limit.exists():
+            pytest.skip(f"{counter.parent} does not hand the memory controller on")
+        limit.write_text(str(200 << 20))
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize("line", [f"{PYTHON} fit.py", f"exec {PYTHON} fit.py"], ids=["below a shell", "itself"])
+def test_a_job_above_its_memory_limit_is_out_of_memory(make: Make, limited_group: Path, line: str) -> None:
+    """The kernel kills the script, the largest; the worker lives and tells it from any other kill."""
+    trial = make("x = []\nwhile True: x.append(bytearray(b'x' * (8 << 20)))", line)
+    with trial.worker(program=["-c", IN_GROUP, str(limited_group)]) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    result = trial.result()
+    assert result.error
+    assert (result.status, result.error.type) == (Status.OOM, "SIGKILL")
+    assert result.error.message.startswith("host memory: the job's memory limit was reached")
+    assert trial.left() == []
+
+
 STUBBORN = """
 import os, signal, sys, time
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
@@ -142,6 +186,38 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_started(make: Make)
     assert result.phases.total_s is not None
     assert 1.0 <= result.phases.total_s < 2.0
     assert (trial.paths.root / "up").exists(), "the grandchildren were there"
+
+
+def test_a_command_that_stops_itself_is_ended_at_its_limit(make: Make) -> None:
+    code = "import os, signal; open('../up', 'w').write('up\\n'); os.kill(0, signal.SIGSTOP); print('loss: 1')"
+    trial = make(code, train_s=0.4, grace_s=0.2)
+    result = trial.run()
+    assert (trial.paths.root / "up").exists()
+    assert result.status is Status.TIMEOUT
+    assert result.phases.total_s is not None
+    assert 0.6 <= result.phases.total_s < 2.0
+
+
+LINGERS = """
+import json, os, sys, time
+def build_model(meta): time.sleep(60)
+if __name__ == "__main__":
+    pipe = int(os.environ["AUTORESEARCH_EVENTS_FD"])
+    say = lambda event: os.write(pipe, json.dumps({"event": event}).encode() + b"\\n")
+    say("clock"); say("saved"); time.sleep(1.5)
+"""
+
+
+def test_a_trainers_slow_exit_is_part_of_the_evaluations_limit(tmp_path: Path, tiny_dataset: Path) -> None:
+    """All phases together stay below the wall limit that is Slurm's, and the budget's worst case."""
+    limits = {"startup_limit_s": 20.0, "train_s": 0.5, "grace_s": 3.0, "eval_limit_s": 4.0}
+    trial = FakeTrial(tmp_path, {"train.py": LINGERS}, kind="gpt", data_dir=str(tiny_dataset), **limits)
+    result = trial.run()
+    assert result.status is Status.TIMEOUT
+    assert result.error
+    assert result.error.message == "the evaluation took longer than 4 s"
+    assert result.phases.eval_s is not None
+    assert 4.0 <= result.phases.eval_s < 4.8
 
 
 def test_what_a_finished_command_leaves_behind_is_ended(make: Make) -> None:
@@ -224,7 +300,7 @@ def test_a_second_worker_of_an_attempt_leaves_without_a_trace(make: Make) -> Non
         with trial.worker() as second:
             output, _ = second.communicate(timeout=20)
         assert second.returncode == 0
-        assert "taken or done" in output
+        assert "attempt 0 is taken" in output
         assert {path.name for path in trial.paths.root.iterdir()} == before
         assert first.wait(20) == 0
     assert trial.result().status is Status.OK
@@ -248,6 +324,77 @@ def test_a_requeued_job_runs_a_cancelled_trial_again_and_a_finished_one_not(make
     stamp = trial.paths.result.stat().st_mtime_ns
     assert trial.run(SLURM_RESTART_COUNT="2").attempt == 1
     assert trial.paths.result.stat().st_mtime_ns == stamp
+
+
+def test_a_finished_trial_is_left_without_a_claim(make: Make) -> None:
+    trial = make("print('loss: 1')")
+    trial.run()
+    trial.run(SLURM_RESTART_COUNT="1")
+    assert not trial.paths.claim(1).exists(), "else the result would not be the newest attempt's"
+
+
+def test_a_worker_that_a_newer_attempt_has_overtaken_keeps_its_result_to_itself(make: Make) -> None:
+    """A node that was cut off and came back: Slurm had requeued its job meanwhile."""
+    script = (
+        "import os, time; open('../up%s' % os.environ['N'], 'w').write('up\\n'); time.sleep(1.5 - int(os.environ['N']))"
+    )
+    trial = make(script + "; print('loss: ' + os.environ['N'])")
+    inbox = trial.paths.root / "in box"
+    inbox.mkdir()
+    trial.spec = replace(trial.spec, inbox=str(inbox))
+    with trial.worker(N="0") as cut_off:
+        trial.wait_for(trial.paths.root / "up0")
+        with trial.worker(N="1", SLURM_RESTART_COUNT="1") as newer:
+            trial.wait_for(trial.paths.root / "up1")
+            assert newer.wait(20) == 0
+            assert cut_off.poll() is None, "the older one ends last"
+            (inbox / "r01-c00-t0").unlink()
+        output, _ = cut_off.communicate(timeout=20)
+    assert cut_off.returncode == 0
+    assert "overtaken by a newer one" in output
+    assert (trial.result().attempt, trial.result().metric.value) == (1, 1.0)
+    assert not list(inbox.iterdir())
+
+
+def test_a_result_is_announced_once_it_is_there(make: Make, tmp_path: Path) -> None:
+    inbox = tmp_path / "in 'box' ü"
+    inbox.mkdir()
+    trial = make("import os; assert not os.listdir(os.environ['INBOX']); print('loss: 1')", inbox=str(inbox))
+    trial.run(INBOX=str(inbox))
+    assert [(path.name, path.read_bytes()) for path in inbox.iterdir()] == [("r01-c00-t0", b"")]
+
+
+def test_a_result_that_cannot_be_announced_is_a_result(make: Make, tmp_path: Path) -> None:
+    trial = make("print('loss: 1')", inbox=str(tmp_path / "nowhere"))
+    with trial.worker() as process:
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "the result is not announced: " in output
+    assert trial.result().status is Status.OK
+
+
+def test_files_that_another_node_sees_late_are_waited_for(make: Make, tmp_path: Path) -> None:
+    trial = make("print('loss: 1')")
+    manifest, script, hidden = tmp_path / "array.json", trial.src / "fit.py", tmp_path / "hidden"
+    with trial.worker():
+        pass  # writes trial.json
+    for path in trial.paths.root.glob("*"):
+        if path != trial.paths.spec:
+            path.unlink()
+    trial.paths.spec.rename(hidden)
+    script.rename(tmp_path / "hidden.py")
+    command = [sys.executable, "-P", "-m", "autoresearch_hpc.trial.worker", "--array", str(manifest)]
+    with subprocess.Popen(command, env={**os.environ, "SLURM_ARRAY_TASK_ID": "0"}) as process:
+        for appear in (
+            lambda: manifest.write_text(json.dumps({"trials": [str(trial.paths.spec)]})),
+            lambda: hidden.rename(trial.paths.spec),
+            lambda: (tmp_path / "hidden.py").rename(script),
+        ):
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.7)
+            appear()
+        assert process.wait(20) == 0
+    assert trial.result().status is Status.OK
 
 
 def test_a_result_cut_short_by_a_crash_does_not_count(make: Make) -> None:

@@ -1,0 +1,49 @@
+"""Whether the kernel has killed for want of memory: a child that it kills says nothing, its control group counts it.
+
+A job's group is a line of /proc/self/cgroup, and a directory where /proc/self/mountinfo says that its hierarchy is
+mounted. Version 1 counts in `memory.oom_control`, version 2 in `memory.events`; both as a line `oom_kill 3`.
+"""
+
+from pathlib import Path
+
+
+def oom_kills(proc: Path = Path("/proc/self")) -> int | None:
+    """How many processes of this process's group were killed for want of memory; None where nobody counts."""
+    try:
+        counter = _counter((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
+        lines = counter.read_text().splitlines() if counter else []
+    except (OSError, ValueError):
+        return None
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts and counts[0].isdigit() else None
+
+
+def _counter(groups: str, mounts: str) -> Path | None:
+    """The file that counts. Where both versions are mounted, memory belongs to version 1 if that lists it."""
+    found: dict[str, str] = {}
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        found.update(dict.fromkeys(controllers.split(","), path))
+    for controller, kind, name in (("memory", "cgroup", "memory.oom_control"), ("", "cgroup2", "memory.events")):
+        if controller in found:
+            folder = _folder(found[controller], mounts, kind, controller)
+            return folder / name if folder else None
+    return None
+
+
+def _folder(group: str, mounts: str, kind: str, controller: str) -> Path | None:
+    """The group's directory: a container may see only a part of the hierarchy."""
+    for line in mounts.splitlines():
+        fields, _, source = line.partition(" - ")
+        root, mounted_at = (_plain(field) for field in fields.split()[3:5])
+        type_, _, options = source.split(maxsplit=2)
+        if type_ != kind or (controller and controller not in options.split(",")):
+            continue
+        if root == "/" or group == root or group.startswith(f"{root}/"):
+            return Path(mounted_at) / group.removeprefix(root).lstrip("/")
+    return None
+
+
+def _plain(field: str) -> str:
+    """A path of mountinfo, in which blanks are octal."""
+    return field.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")

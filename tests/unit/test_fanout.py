@@ -1,0 +1,444 @@
+"""A round's way through a cluster that answers as it is told to; tests/slurm has the same on a real one."""
+
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from autoresearch_hpc import collect, fanout
+from autoresearch_hpc.budget import Budget
+from autoresearch_hpc.cluster import JobState, Submission, Wait
+from autoresearch_hpc.config import BudgetConfig, ClusterConfig, Config, PlanConfig, TaskConfig
+from autoresearch_hpc.errors import ClusterError, InterruptedRun, NoAnswerError, NoRoomError
+from autoresearch_hpc.fanout import Fanout
+from autoresearch_hpc.files import read_json, write_json_atomic
+from autoresearch_hpc.history import Round
+from autoresearch_hpc.journal import Journal
+from autoresearch_hpc.layout import RunLayout, TrialPaths
+from autoresearch_hpc.ledger import Ledger
+from autoresearch_hpc.live import PlainView
+from autoresearch_hpc.records import (
+    Candidate,
+    Phases,
+    Proposal,
+    Status,
+    TrialResult,
+    TrialSpec,
+    candidate_id,
+    from_json,
+    to_json,
+)
+from autoresearch_hpc.specs import SpecWriter
+from autoresearch_hpc.stopping import StopRequest
+
+PENDING = JobState("PENDING", ended=False)
+COMPLETED = JobState("COMPLETED", ended=True)
+CANCELLED = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
+
+
+@dataclass
+class ScriptedCluster:
+    """Trials end at once with a result, but for what `launches` and `states` say; what it was asked is kept."""
+
+    launches: list[Exception | None] = field(default_factory=list)  # what the next launches raise
+    states: dict[str, JobState | list[JobState]] = field(default_factory=dict)  # by trial: what becomes of its job
+    silent: int = 0  # so many times adopt cannot tell
+    name: str = "slurm"
+    durable: bool = True
+    accounts: bool = False
+    max_array: int = 1000
+    num_threads: int | None = None
+    queue: dict[str, dict[str, str]] = field(default_factory=dict)  # job name -> trial -> job
+    submitted: list[Submission] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
+
+    def check(self, wall_limit_s: float, folder: Path) -> None:
+        raise NotImplementedError
+
+    def job_limit_s(self, wall_limit_s: float) -> float:
+        return wall_limit_s
+
+    def launch(self, submission: Submission) -> Mapping[str, str]:
+        self.submitted.append(submission)
+        error = self.launches.pop(0) if self.launches else None
+        if error is None or "went in" in str(error):
+            array = next(self._ids)
+            self.queue[submission.job_name] = {t: f"{array}_{i}" for i, t in enumerate(submission.trials)}
+            for trial, spec in submission.trials.items():
+                if trial not in self.states:
+                    end_well(spec)
+        if error:
+            raise error
+        return self.queue[submission.job_name]
+
+    def adopt(self, submission: Submission) -> Mapping[str, str] | None:
+        if self.silent:
+            self.silent -= 1
+            return None
+        return self.queue.get(submission.job_name, {})
+
+    def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
+        return {trial: self._state(trial) for trial in jobs}
+
+    def _state(self, trial: str) -> JobState:
+        state = self.states.get(trial, COMPLETED)
+        if trial in self.cancelled:
+            return CANCELLED
+        if isinstance(state, list):
+            return state.pop(0) if len(state) > 1 else state[0]
+        return state
+
+    def cancel(self, jobs: Mapping[str, str]) -> None:
+        self.cancelled += jobs
+
+    def charges(self, jobs: Mapping[str, str]) -> Mapping[str, float]:
+        return {}
+
+
+def end_well(spec_path: Path, value: float = 1.0) -> None:
+    """What a worker leaves."""
+    spec = from_json(TrialSpec, read_json(spec_path))
+    paths = TrialPaths(spec_path.parent)
+    state = JobState("COMPLETED", ended=True)
+    trial = collect.Trial(id=spec.trial, candidate=spec.candidate, job_name="j", submitted_at="")
+    made = collect.missing_result(spec, trial, state, paths)
+    result = replace(
+        made,
+        status=Status.OK,
+        metric=replace(made.metric, value=value),
+        error=None,
+        phases=Phases(total_s=36.0),
+    )
+    write_json_atomic(paths.result, to_json(result))
+    if spec.inbox:
+        (Path(spec.inbox) / spec.trial).touch()
+
+
+class Bench:
+    """A journal with one round that is ready to be trained."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = RunLayout(root / "tag 'ü'")
+        self.layout.root.mkdir(parents=True)
+        self.ledger = Ledger(Journal(self.layout.journal))
+        self.config = Config(
+            plan=PlanConfig(name="p"),
+            cluster=ClusterConfig(poll_s=0.02, result_grace_s=0.05, late_result_s=0.2, max_retries=1),
+            task=TaskConfig(train_s=60, startup_limit_s=1, grace_s=1, eval_limit_s=1),
+        )
+        self.cluster = ScriptedCluster()
+        self.stop = StopRequest("resume")
+
+    def propose(self, k: int) -> Round:
+        history = self.ledger.history
+        self.ledger.record(
+            "run.started", tag="tag", uid="uid", start_commit="c", config_sha256="s", metric="val_bpb", direction="min"
+        )
+        ids = [candidate_id(0, i) for i in range(k)]
+        proposals = {id_: to_json(Proposal(title=id_)) for id_ in ids}
+        self.ledger.record("round.proposed", round=0, base="c", proposals=proposals)
+        made = [Candidate(id=i, round=0, proposal=Proposal(title=i), parent="c", commit="f" * 40) for i in ids]
+        self.ledger.record("round.committed", round=0, candidates=[to_json(c) for c in made])
+        return history.rounds[0]
+
+    def fanout(self) -> Fanout:
+        """As a controller that starts, or starts again, makes it."""
+        budget = Budget(
+            config=self.config.budget,
+            price_per_gpu_hour=self.config.cluster.price_per_gpu_hour,
+            job_limit_s=self.config.task.wall_limit_s,
+        )
+        specs = SpecWriter(
+            tag="tag",
+            seed=0,
+            task=self.config.task,
+            tier="t",
+            layout=self.layout,
+            num_threads=None,
+            data_dir=None,
+            data_sha256=None,
+        )
+        return Fanout(
+            self.config,
+            layout=self.layout,
+            ledger=self.ledger,
+            cluster=self.cluster,
+            specs=specs,
+            budget=budget,
+            view=PlainView(),
+            stop=self.stop,
+        )
+
+    def events(self, *names: str) -> list[str]:
+        return [e.event for e in Journal(self.layout.journal).events if not names or e.event in names]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(submission.trials) for submission in self.cluster.submitted]
+
+    def statuses(self) -> list[Status]:
+        return [e.result.status for e in self.ledger.history.entries() if e.result]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(fanout, "_IN_FLIGHT_S", {"slurm": 0.3, "local": 0.3})
+    monkeypatch.setattr("autoresearch_hpc.pacing._FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("autoresearch_hpc.pacing._LOOK_S", 0.05)
+    return Bench(tmp_path)
+
+
+def test_a_round_is_one_array(bench: Bench) -> None:
+    round_ = bench.propose(4)
+    bench.fanout().train(round_)
+    assert bench.sizes == [4]
+    assert bench.statuses() == [Status.OK] * 4
+    assert bench.events("submit.intent", "submit.done", "submit.refused") == ["submit.intent", "submit.done"]
+    assert list(bench.layout.inbox.iterdir()) == []
+    assert [t.job for e in round_.entries.values() for t in e.trials] == ["100_0", "100_1", "100_2", "100_3"]
+
+
+def test_the_cluster_bounds_an_array(bench: Bench) -> None:
+    bench.cluster.max_array = 3
+    bench.fanout().train(bench.propose(7))
+    assert bench.sizes == [3, 3, 1]
+    assert len({s.job_name for s in bench.cluster.submitted}) == 3
+
+
+def test_what_fits_is_submitted_and_the_rest_when_there_is_room(bench: Bench) -> None:
+    full = NoRoomError("QOSMaxSubmitJobPerUserLimit")
+    bench.cluster.launches = [full, full, None, full, full, None]
+    bench.fanout().train(bench.propose(5))
+    assert bench.sizes == [5, 2, 1, 2, 1, 1, 2, 1]
+    assert bench.statuses() == [Status.OK] * 5
+    refused = [e for e in Journal(bench.layout.journal).events if e.event == "submit.refused"]
+    assert len(refused) == 4
+    assert refused[0].data["reason"] == "QOSMaxSubmitJobPerUserLimit"
+    assert all(len(e.trials) == 1 and e.trials[0].id.endswith("t0") for e in bench.ledger.history.entries())
+
+
+@pytest.mark.parametrize("answer", ["timed out, but it went in", "timed out"])
+def test_an_sbatch_without_an_answer_is_looked_for_before_it_is_tried_again(bench: Bench, answer: str) -> None:
+    bench.cluster.launches = [NoAnswerError(answer)]
+    bench.cluster.silent = 2
+    bench.fanout().train(bench.propose(2))
+    assert bench.statuses() == [Status.OK] * 2
+    went_in = "went in" in answer
+    assert bench.sizes == ([2] if went_in else [2, 2])
+    names = [s.job_name for s in bench.cluster.submitted]
+    assert len(set(names)) == len(names), "a second submission has a name of its own"
+    assert bench.events("submit.refused") == ([] if went_in else ["submit.refused"])
+
+
+def test_a_refusal_ends_the_run_and_leaves_it_resumable(bench: Bench) -> None:
+    bench.cluster.launches = [ClusterError("sbatch refused: invalid partition")]
+    round_ = bench.propose(2)
+    with pytest.raises(ClusterError, match="invalid partition"):
+        bench.fanout().train(round_)
+    assert round_.outstanding == []
+    bench.fanout().train(round_)
+    assert bench.statuses() == [Status.OK] * 2
+
+
+def test_silence_ends_after_a_while_only(bench: Bench) -> None:
+    bench.config.cluster.patience_min = 0.5 / 60
+    bench.cluster.launches = [NoAnswerError("sbatch timed out")] * 100
+    begun = time.monotonic()
+    with pytest.raises(ClusterError, match="has not answered for 0 min: sbatch timed out"):
+        bench.fanout().train(bench.propose(1))
+    assert time.monotonic() - begun > 0.5
+
+
+def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(bench: Bench) -> None:
+    round_ = bench.propose(4)
+    ids = [f"{id_}-t0" for id_ in round_.entries]
+    predecessor = bench.fanout()
+    for part, name in ((ids[:2], "arrived"), (ids[2:], "lost")):
+        bench.ledger.record("submit.intent", round=0, job_name=name, trials=part)
+        for id_ in part:
+            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_)  # type: ignore[arg-type]
+    bench.cluster.queue["arrived"] = {ids[0]: "7_0", ids[1]: "7_1"}
+    for id_ in ids[:2]:
+        end_well(bench.layout.trial(id_).spec)
+        (bench.layout.inbox / id_).unlink()  # its announcement was taken in by the predecessor, its result was not
+    bench.fanout().train(round_)
+    assert bench.sizes == [2]
+    assert list(bench.cluster.submitted[0].trials) == ids[2:]
+    assert [t.job for e in round_.entries.values() for t in e.trials] == ["7_0", "7_1", "100_0", "100_1"]
+
+
+def test_a_lost_trial_is_followed_by_another_on_another_node(bench: Bench) -> None:
+    bench.cluster.states = {"r00-c01-t0": JobState("NODE_FAIL", ended=True, node="n3")}
+    round_ = bench.propose(3)
+    bench.fanout().train(round_)
+    assert bench.sizes == [3, 1]
+    assert [s.avoid for s in bench.cluster.submitted] == [(), ("n3",)]
+    assert [t.id for t in round_.entries["r00-c01"].trials] == ["r00-c01-t0", "r00-c01-t1"]
+    assert bench.statuses() == [Status.OK] * 3
+
+
+def test_retries_are_bounded_and_the_others_are_judged(bench: Bench) -> None:
+    fail = JobState("NODE_FAIL", ended=True, node="n3")
+    bench.cluster.states = {"r00-c01-t0": fail, "r00-c01-t1": fail}
+    bench.fanout().train(bench.propose(2))
+    assert bench.statuses() == [Status.OK, Status.LOST]
+
+
+@pytest.mark.parametrize("state", [CANCELLED, JobState("TIMEOUT", ended=True, status=Status.TIMEOUT)], ids=str)
+def test_the_candidates_own_ends_are_final(bench: Bench, state: JobState) -> None:
+    bench.cluster.states = {"r00-c00-t0": state}
+    bench.fanout().train(bench.propose(2))
+    assert bench.sizes == [2]
+    assert bench.statuses() == [state.status, Status.OK]
+
+
+def test_a_preempted_trial_is_tried_again_though_its_worker_left_a_result(bench: Bench) -> None:
+    bench.cluster.states = {"r00-c00-t0": [PENDING, JobState("PREEMPTED", ended=True, node="n1")]}
+    round_ = bench.propose(1)
+    fan = bench.fanout()
+    fan._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0")  # type: ignore[arg-type]
+    paths = bench.layout.trial("r00-c00-t0")
+    end_well(paths.spec)
+    good = from_json(TrialResult, read_json(paths.result))
+    stopped = replace(good, status=Status.CANCELLED, metric=replace(good.metric, value=None))
+    write_json_atomic(paths.result, to_json(stopped))
+    fan.train(round_)
+    assert bench.sizes == [1, 1]
+    assert bench.cluster.submitted[1].avoid == (), "preemption is no fault of the node"
+    assert bench.statuses() == [Status.OK]
+
+
+def test_a_round_that_is_lost_as_a_whole_stops_the_run(bench: Bench) -> None:
+    fail = JobState("NODE_FAIL", ended=True, node="n3")
+    bench.cluster.states = {f"r00-c0{i}-t{j}": fail for i in range(2) for j in range(2)}
+    round_ = bench.propose(2)
+    with pytest.raises(ClusterError, match=r"round 0: every trial was lost.*NODE_FAIL on n3.*tag=tag goes on"):
+        bench.fanout().train(round_)
+    bench.fanout().train(round_)
+    assert bench.statuses() == [Status.OK] * 2
+
+
+def test_a_launch_that_failed_is_given_up_at_once_and_tried_elsewhere(bench: Bench) -> None:
+    held = JobState("PENDING", ended=False, node="n2", wait=Wait.failed, reason="launch failed requeued held")
+    bench.cluster.states = {"r00-c00-t0": held}
+    round_ = bench.propose(2)
+    bench.fanout().train(round_)
+    assert bench.cluster.cancelled == ["r00-c00-t0"]
+    first, second = round_.entries["r00-c00"].trials
+    assert first.given_up == "never began: launch failed requeued held"
+    assert first.result
+    assert first.result.status is Status.LOST
+    assert second.result
+    assert second.result.status is Status.OK
+
+
+def test_what_waits_for_ever_is_told_and_given_up_after_the_configured_wait(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.config.cluster.stuck_limit_min = 0.4 / 60
+    stuck = JobState("PENDING", ended=False, wait=Wait.stuck, reason="AssocGrpGRES: the group's GPUs are in use")
+    bench.cluster.states = {"r00-c00-t0": stuck, "r00-c01-t0": stuck, "r00-c02-t0": [stuck, stuck, COMPLETED]}
+    round_ = bench.propose(4)
+    late = bench.layout.trial("r00-c02-t0")
+    begun = time.monotonic()
+    fan = bench.fanout()
+    fan._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0")  # type: ignore[arg-type]
+    end_well(late.spec)
+    with caplog.at_level(logging.WARNING):
+        fan.train(round_)
+    assert time.monotonic() - begun > 0.4
+    assert sorted(bench.cluster.cancelled) == ["r00-c00-t0", "r00-c01-t0"]
+    assert bench.statuses() == [Status.LOST, Status.LOST, Status.OK, Status.OK]
+    told = [r.message for r in caplog.records if "waits" in r.message]
+    assert len(told) == 1
+    assert "AssocGrpGRES: the group's GPUs are in use" in told[0]
+    assert bench.sizes == [4], "it would wait again"
+
+
+def test_a_job_that_ended_well_is_waited_for_longer(bench: Bench) -> None:
+    """Its result is there, but another node's file system client does not show it yet."""
+    bench.cluster.states = {"r00-c00-t0": COMPLETED, "r00-c01-t0": JobState("FAILED", ended=True)}
+    bench.config.cluster.max_retries = 0
+    round_ = bench.propose(2)
+    fan = bench.fanout()
+    begun = time.monotonic()
+
+    def late(*_: object) -> None:
+        if time.monotonic() - begun > 0.12:
+            end_well(bench.layout.trial("r00-c00-t0").spec)
+
+    bench.stop.check = late  # type: ignore[method-assign]
+    fan.train(round_)
+    assert bench.statuses() == [Status.OK, Status.LOST]
+
+
+def test_the_budget_bounds_what_is_under_way_and_leaves_out_what_never_fits(bench: Bench) -> None:
+    limit_h, took_h = bench.config.task.wall_limit_s / 3600, 0.01
+    bench.config.budget = BudgetConfig(gpu_hours=2 * limit_h + 0.5 * took_h)
+    round_ = bench.propose(8)
+    bench.fanout().train(round_)
+    assert bench.sizes == [2, 1], "room comes back: a trial takes less than its limit"
+    assert list(round_.entries) == ["r00-c00", "r00-c01", "r00-c02"]
+    assert bench.events("round.shrunk") == ["round.shrunk"]
+    assert bench.statuses() == [Status.OK] * 3
+
+
+def test_a_retry_that_does_not_fit_the_budget_is_none(bench: Bench) -> None:
+    bench.config.budget = BudgetConfig(max_trials=2)
+    bench.cluster.states = {"r00-c00-t0": JobState("NODE_FAIL", ended=True, node="n1")}
+    bench.fanout().train(bench.propose(2))
+    assert bench.statuses() == [Status.LOST, Status.OK]
+    assert bench.sizes == [2]
+
+
+def test_ctrl_c_while_waiting_for_room(bench: Bench) -> None:
+    bench.cluster.launches = [NoRoomError("limit")] * 100
+    calls = itertools.count()
+
+    def check() -> None:
+        if next(calls) > 10:
+            raise InterruptedRun("stopped")
+
+    bench.stop.check = check  # type: ignore[method-assign]
+    with pytest.raises(InterruptedRun):
+        bench.fanout().train(bench.propose(3))
+
+
+def test_ten_thousand_trials_cost_one_directory_scan_a_second(bench: Bench, count: Callable[[], list[str]]) -> None:
+    bench.cluster.max_array = 4000
+    bench.config.cluster.poll_s = 1.0
+    ids = [f"r00-c{i:02d}-t0" for i in range(10_000)]
+    bench.cluster.states = dict.fromkeys(ids, PENDING)
+    round_ = bench.propose(10_000)
+    fan = bench.fanout()
+    fan._submit(round_)
+    assert bench.sizes == [4000, 4000, 2000]
+    before, begun, looks = len(count()), time.monotonic(), 0
+    while time.monotonic() - begun < 4:
+        fan._collect(round_)
+        looks += 1
+        time.sleep(0.05)
+    seen = count()[before:]
+    assert 3 <= len([line for line in seen if line.startswith("scandir")]) <= 5, seen[:20]
+    assert len(seen) <= 10, f"{len(seen)} other looks at files: {seen[:20]}"
+    print(f"10,000 trials under way: {looks / 4:.0f} passes a second possible")
+    assert looks > 8
+
+
+@pytest.fixture
+def count(tmp_path: Path) -> Callable[[], list[str]]:
+    """What this process asks of the file system below tmp_path."""
+    asked: list[str] = []
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        if event in ("os.scandir", "os.listdir", "open") and str(args[0]).startswith(str(tmp_path)):
+            asked.append(f"{event.removeprefix('os.')} {args[0]}")
+
+    sys.addaudithook(hook)
+    return lambda: list(asked)
