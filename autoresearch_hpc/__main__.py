@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from autoresearch_hpc import complaints, entry
 from autoresearch_hpc.errors import InterruptedRun
+from autoresearch_hpc.stopping import outliving_the_terminal
 
 _begun: list[bool] = []
 _exit_codes: list[int] = []
@@ -54,7 +55,8 @@ def main() -> int:
                 raise  # not about the configuration: a defect of ours
             raise complaints.config_error(error) from error
 
-    code = entry.run(run)
+    with outliving_the_terminal():
+        code = entry.run(run)
     return max([code, *_exit_codes])
 
 

@@ -1,42 +1,50 @@
 """`python -m autoresearch_hpc.cancel RUN`: end the run's jobs and nothing else; the run can be resumed.
 
-A live controller on this host is asked to stop as Ctrl-C would. Otherwise the jobs are cancelled directly, and the
-journal notes it, so that a later controller trains those candidates again.
+A live controller, on whatever host and whosever, is asked by a file to stop as Ctrl-C would. Otherwise the jobs are
+cancelled directly, and the journal notes it, so that a later controller trains those candidates again.
 """
 
 import argparse
-import json
+import getpass
 import os
-import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from autoresearch_hpc import cluster, entry
 from autoresearch_hpc.config import ClusterConfig, ClusterKind
-from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.errors import ClusterError
+from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.history import History, Trial
 from autoresearch_hpc.journal import Journal
 from autoresearch_hpc.layout import RunLayout, find_run
-from autoresearch_hpc.lock import RunLock, holder
+from autoresearch_hpc.lock import Lease, RunLock, holder
+
+_ANSWER_S = 15.0
+_LOOK_S = 0.2
 
 
 def cancel(layout: RunLayout) -> str:
-    """Cancel; what was done, in words. Raises ConfigError where a controller on another host has the run."""
+    """Cancel; what was done, in words. Raises ClusterError where Slurm does not answer."""
     layout = RunLayout(layout.root.resolve())  # as the trials were submitted
-    held = holder(layout.lock)
-    if held:
-        return _ask_controller(held)
+    asked = ""
+    if controller := holder(layout.lock):
+        asked = f"asked the controller, {controller}, to cancel and stop: "
+        if answer := _ask(layout, controller):
+            return f"{asked}{answer}"
+        asked += "it ended before it saw that; "
     with RunLock(layout.lock), Journal(layout.journal) as journal:
+        layout.cancel_request.unlink(missing_ok=True)
         history = History.replay(journal.events)
         if not history.rounds or history.stopped:
-            return "nothing is in flight"
-        trials = [t for e in history.rounds[-1].entries.values() if (t := e.trial) and t.result is None]
-        for name in {t.job_name for t in trials}:
+            return f"{asked}nothing is in flight"
+        trials = history.rounds[-1].outstanding
+        for name in {t.job_name for t in trials if t.job_name}:
             mine = [t for t in trials if t.job_name == name]
             _cancel_array(layout, history.rounds[-1].index, name, mine)
         journal.append("run.interrupted", reason="cancelled", cancelled=[t.id for t in trials])
-        return f"cancelled {len(trials)} trials; resume with tag={history.tag} and the same plan"
+        return f"{asked}cancelled {len(trials)} trials; resume with tag={history.tag} and the same plan"
 
 
 def _cancel_array(layout: RunLayout, round_: int, job_name: str, trials: list[Trial]) -> None:
@@ -46,18 +54,26 @@ def _cancel_array(layout: RunLayout, round_: int, job_name: str, trials: list[Tr
     submission = cluster.Submission(
         job_name=job_name, trials=specs, array=layout.array(round_, job_name), wall_limit_s=0.0
     )
-    place.cancel({t.id: t.job for t in trials if t.job} | dict(place.adopt(submission)))
+    found = place.adopt(submission)
+    if found is None:
+        raise ClusterError(f"Slurm does not say which jobs are named {job_name}", "try again once squeue answers")
+    place.cancel({t.id: t.job for t in trials if t.job} | dict(found))
 
 
-def _ask_controller(held: str) -> str:
-    try:
-        owner = json.loads(held)
-    except ValueError:  # locked a moment ago, its name still to be written
-        raise ConfigError("the run's controller has only just started", "try again") from None
-    if owner["host"] != socket.gethostname():
-        raise ConfigError(f"the run's controller is pid {owner['pid']} on {owner['host']}", "run this command there")
-    os.kill(int(owner["pid"]), signal.SIGINT)
-    return f"asked the controller, pid {owner['pid']}, to cancel and stop"
+def _ask(layout: RunLayout, controller: Lease) -> str:
+    """Leave the request and watch what becomes of it; nothing where the controller ended without seeing it."""
+    write_json_atomic(
+        layout.cancel_request, {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser()}
+    )
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        now = holder(layout.lock)
+        if now is None or now.text != controller.text:
+            return "" if layout.cancel_request.exists() else "it has stopped"
+        time.sleep(_LOOK_S)
+    if layout.cancel_request.exists():
+        return "no answer yet; it obeys as soon as the agent or the command that it waits for is done"
+    return "it is about to; see status"
 
 
 def main() -> None:

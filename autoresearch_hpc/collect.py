@@ -16,6 +16,7 @@ from autoresearch_hpc.files import read_json
 from autoresearch_hpc.history import History, Trial
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Phases, SlurmJob, Status, TrialResult, TrialSpec, from_json
+from autoresearch_hpc.trial import memory
 
 _log = logging.getLogger(__name__)
 _TAIL_BYTES = 16_384
@@ -113,11 +114,11 @@ def _claim(paths: TrialPaths) -> dict[str, object]:
         return {}
 
 
-def missing_result(spec: TrialSpec, trial: Trial, state: JobState, paths: TrialPaths) -> TrialResult:
+def missing_result(spec: TrialSpec, trial: Trial, state: JobState, paths: TrialPaths, job_log: Path) -> TrialResult:
     """What is known of a trial whose job ended without a result: what the cluster called its end."""
     now = datetime.now(UTC)
     begun = started_at(paths)
-    status, failure = _why(trial, state, paths)
+    status, failure = _why(trial, state, paths, job_log)
     return TrialResult(
         run=spec.run,
         round=spec.round,
@@ -141,10 +142,17 @@ def missing_result(spec: TrialSpec, trial: Trial, state: JobState, paths: TrialP
     )
 
 
-def _why(trial: Trial, state: JobState, paths: TrialPaths) -> tuple[Status, Failure]:
+def _why(trial: Trial, state: JobState, paths: TrialPaths, job_log: Path) -> tuple[Status, Failure]:
     if trial.given_up is not None:
         kind = LAUNCH_FAILED if trial.launch_failed else NEVER_STARTED
         return Status.LOST, Failure(type=kind, message=trial.given_up)
+    if state.word == "CANCELLED" and state.node and started_at(paths) is None:
+        # Slurm's word also for a launch that failed where jobs are not requeued
+        message = f"the job was cancelled on {state.node} before its worker had begun"
+        return Status.LOST, Failure(type=LAUNCH_FAILED, message=message)
+    if memory.told_by_slurm(job_log):
+        message = f"host memory: Slurm ended the job for exceeding its memory, and called that {state.word}"
+        return Status.OOM, Failure(type="OverMemory", message=message, tail=log_tail(paths))
     left = "a result that cannot be used" if paths.result.exists() and state.word not in _INTERRUPTED else "no result"
     where = f" on {state.node}" if state.node else ""
     message = f"the job ended as {state.word}{where} and left {left}"

@@ -218,7 +218,9 @@ class Fanout:
             self._record("submit.done", round=round_.index, job_name=trial.job_name, jobs={trial.id: holder})
             self._missing_since.pop(trial.id)
             return None
-        return collect.missing_result(from_json(TrialSpec, read_json(paths.spec)), trial, state, paths)
+        spec = from_json(TrialSpec, read_json(paths.spec))
+        job_log = self._layout.array(round_.index, trial.job_name or "").log(trial.job or "")
+        return collect.missing_result(spec, trial, state, paths, job_log)
 
     def _grace_s(self, state: JobState) -> float:
         """A job that ended well has written a result, though another node's client may not see it yet."""

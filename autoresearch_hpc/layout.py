@@ -62,6 +62,10 @@ class ArrayPaths:
     def manifest(self) -> Path:
         return self.root / "array.json"
 
+    def log(self, job: str) -> Path:
+        """What Slurm and the worker said in this job (`<array>_<index>`); need not exist."""
+        return self.root / f"{job}_0_log.out"
+
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoresearch_hpc import data, knobs
+from autoresearch_hpc import knobs
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config, CorpusConfig, Dirty, TaskKind
+from autoresearch_hpc.data.apart import prepare_apart
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.errors import ConfigError, DataError, RepoError
 from autoresearch_hpc.history import History
@@ -76,7 +77,7 @@ def open_data(config: Config, past: History) -> Dataset | None:
     if config.task.kind is not TaskKind.gpt:
         return None
     corpus = config.corpus
-    dataset = Dataset(data.prepare(corpus) if corpus.prepare else corpus.path)
+    dataset = Dataset(prepare_apart(corpus) if corpus.prepare else corpus.path)
     m = dataset.manifest
     if (m.corpus, m.vocab_size, m.seq_len) != (corpus.name, corpus.vocab_size, corpus.seq_len):
         raise DataError(

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from autoresearch_hpc.config import Config
-from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.errors import ConfigError, StorageError
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.layout import RunLayout
 
@@ -65,6 +65,8 @@ def make_directory(layout: RunLayout, exclusive: bool) -> RunLayout:
                 if not exclusive or again > _MAX_NAMESAKES:
                     raise
                 layout = RunLayout(runs_dir / f"{name}-{again}")
+    except StorageError:
+        raise
     except OSError as error:
         raise _not_writable(layout, error) from error
 

@@ -32,6 +32,7 @@ from autoresearch_hpc.specs import SpecWriter, metric
 from autoresearch_hpc.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
+_NICE = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,11 @@ def run(config: Config) -> Finished:
     rundir.check_writable(layout)
     dataset = preflight.open_data(config, past)
     layout = rundir.make_directory(layout, exclusive=config.tag is None)
+    if place.durable:  # a login node has other users; but what runs on this machine would inherit it
+        os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     with ExitStack() as stack:
-        stack.enter_context(RunLock(layout.lock))
+        lock = stack.enter_context(RunLock(layout.lock))
+        layout.cancel_request.unlink(missing_ok=True)  # asked of an earlier controller
         stack.enter_context(rundir.log_file(layout))
         ledger = Ledger(stack.enter_context(Journal(layout.journal)))
         if ledger.history.started_at is None:
@@ -81,7 +85,7 @@ def run(config: Config) -> Finished:
             ledger.record("run.resumed", pid=os.getpid(), host=socket.gethostname())
         _log.info("run=%s cluster=%s directory=%s", layout.root.name, place.name, layout.root)
         view = stack.enter_context(closing(open_view(config, layout, shared=place.durable)))
-        reason = _controller(config, layout, ledger, repo, agent, place, dataset, view).run()
+        reason = _controller(config, layout, ledger, repo, agent, place, dataset, view, lock).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
 
@@ -95,9 +99,12 @@ def _controller(
     place: cluster.Cluster,
     dataset: Dataset | None,
     view: View,
+    lock: RunLock,
 ) -> Controller:
     tag = layout.root.name
-    stop = StopRequest(f"resume with tag={tag} and the same plan")
+    stop = StopRequest(
+        f"resume with tag={tag} and the same plan", request=layout.cancel_request, fence=lock.raise_if_lost
+    )
     specs = SpecWriter(
         tag=tag,
         seed=config.seed,

@@ -16,7 +16,6 @@ from rich.text import Text
 from autoresearch_hpc import lock, report
 from autoresearch_hpc.errors import AutoresearchError, ConfigError
 from autoresearch_hpc.exits import run
-from autoresearch_hpc.files import parse_json_object
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout, all_runs, find_run
@@ -91,13 +90,7 @@ def controller(layout: RunLayout) -> str | None:
         holder = lock.holder(layout.lock)
     except OSError as error:
         return f"unknown: cannot open {layout.lock.name}: {error.strerror}"
-    if holder is None:
-        return None
-    try:
-        who = parse_json_object(holder)
-    except ValueError:
-        return holder
-    return f"pid {who.get('pid')} on {who.get('host')}"
+    return str(holder) if holder else None
 
 
 def _line(layout: RunLayout) -> list[Text]:

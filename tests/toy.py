@@ -61,8 +61,9 @@ class Toy:
         baseline: str = "alone",
         first_k: int | None = None,
         overrides: Sequence[str] = (),
+        fast: bool = True,
     ) -> None:
-        self.root, self.overrides = root, [f"cluster={cluster}", *FAST, *overrides]
+        self.root, self.overrides = root, [f"cluster={cluster}", *(FAST if fast else ()), *overrides]
         self.trained_log = root.parent / f"trained-{root.name}.txt"
         self._started: list[Command] = []
         plan = PLAN.format(k=k, first_k=first_k or k, rounds=rounds, baseline=baseline, python=sys.executable)

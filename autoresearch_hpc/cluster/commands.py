@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ _SILENT = re.compile(
     r"|no route to host|network is unreachable|broken pipe|standby mode|receive failure|no answer within"
     r"|transport endpoint|authentication",
     re.IGNORECASE,
+)
+
+
+# Python's own preexec_fn is not safe beside threads. 1 is PR_SET_PDEATHSIG.
+_TIED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or sys.exit(1); "
+    "os.execvp(sys.argv[2], sys.argv[2:])"
 )
 
 
@@ -84,6 +92,11 @@ def run(
     finally:
         os.close(out)
         os.close(err)
+
+
+def tied(words: Sequence[str]) -> list[str]:
+    """The command, killed when the thread that runs it ends, and with it the process: nobody would hear its answer."""
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *words]
 
 
 def _watch(

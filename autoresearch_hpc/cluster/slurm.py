@@ -65,8 +65,7 @@ class SlurmCluster:
                 _log.warning("not known whether trials would be accepted: %s", error)
 
     def job_limit_s(self, wall_limit_s: float) -> float:
-        given = self._config.sbatch.get("time")
-        return limit_s(self._minutes(wall_limit_s) if given is None else given) or math.inf
+        return limit_s(self._config.sbatch.get("time")) or 60.0 * self._minutes(wall_limit_s)
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         submission.array.root.mkdir(parents=True, exist_ok=True)

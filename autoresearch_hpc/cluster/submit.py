@@ -13,7 +13,7 @@ import submitit
 from submitit.core.utils import JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
-from autoresearch_hpc.cluster.commands import NOT_INSTALLED, Answer, run
+from autoresearch_hpc.cluster.commands import Answer, run, tied
 from autoresearch_hpc.errors import ClusterError, NoAnswerError, NoRoomError
 
 LIMIT_S = 60.0  # of sbatch: what takes longer is looked for in the queue
@@ -38,7 +38,7 @@ class ArrayExecutor(submitit.SlurmExecutor):
         name = uuid.uuid4().hex
         script = Path(self.folder) / f".submission_file_{name}.sh"
         script.write_text(self._make_submission_file_text(command, name))
-        array = job_id(run(["sbatch", str(script)], limit_s=LIMIT_S, until=_WAITING_FOR_ROOM))
+        array = job_id(run(tied(["sbatch", str(script)]), limit_s=LIMIT_S, until=_WAITING_FOR_ROOM))
         with contextlib.suppress(OSError):  # the array is in, whatever its script is called
             script.replace(JobPaths(folder=self.folder, job_id=array).submission_file)
         return array
@@ -69,8 +69,6 @@ def refusal(answer: Answer) -> ClusterError:
     said = _said(answer)
     if answer.stopped_early:  # in sbatch's own pause: surely not in
         return NoRoomError(f"Slurm takes no more jobs now: {said}", "wait until some have ended")
-    if answer.code == NOT_INSTALLED:
-        return ClusterError("sbatch is not on the PATH", "run on a login node, or use cluster=local")
     if answer.silent:
         return NoAnswerError(f"sbatch got no answer: {said}", "look whether slurmctld is up: scontrol ping")
     if _NO_ROOM.search(answer.err) or said.startswith(_POLICY):  # nothing but the general text: one of the former

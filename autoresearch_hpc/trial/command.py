@@ -32,7 +32,10 @@ class CommandTrial:
         spec, paths = self._spec, self._paths
         work = paths.root / "work"  # trials of one candidate may run side by side, and scripts write where they stand
         shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(spec.src, work, symlinks=True)
+        try:
+            shutil.copytree(spec.src, work, symlinks=True)
+        except shutil.Error as problems:  # a list of all files with their reasons
+            raise OSError(problems.args[0][0][2]) from problems
         if self._command.metric_json:
             _remove(work / self._command.metric_json)
         extra = {"AUTORESEARCH_SEED": str(spec.seed), **self._command.env}

@@ -151,14 +151,21 @@ def failure(returncode: int, log: Path, oom_kills: int | None = None) -> tuple[S
         return Status.CRASHED, Failure(type=number.name, message=f"ended by signal {number.name}{hint}", tail=tail)
     if found:
         type_, message = found[-1]
-        status = Status.LOST if is_storage(type_, message) else Status.CRASHED
-        return status, Failure(type=type_, message=message[:500], tail=tail)
+        if is_storage(type_, message):
+            return Status.LOST, storage_failure(type_, message, tail)
+        return Status.CRASHED, Failure(type=type_, message=message[:500], tail=tail)
     return Status.CRASHED, Failure(type="ExitStatus", message=f"exit status {returncode}", tail=tail)
 
 
 def is_storage(type_: str, message: str) -> bool:
     """Whether an exception says that the filesystem had no room or failed."""
     return _STORAGE.search(f"{type_}: {message}") is not None
+
+
+def storage_failure(type_: str, message: str, tail: str = "") -> Failure:
+    """The failure by the name that all of its kind have, whichever library tells it."""
+    said = message if type_ == "OSError" else f"{type_}: {message}"
+    return Failure(type="OSError", message=said[:500], tail=tail)
 
 
 def broken_storage(folder: Path) -> OSError | None:

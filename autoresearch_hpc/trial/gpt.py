@@ -15,7 +15,7 @@ from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Status, TrialSpec
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.facts import child_environment, failure, is_storage, log_tail
+from autoresearch_hpc.trial.facts import child_environment, failure, is_storage, log_tail, storage_failure
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
@@ -141,7 +141,7 @@ class GptTrial:
             return self._ending(Status.INVALID, Failure(type="BadAnswer", message=message))
         type_, message = (str(answer.get(key, "unknown"))[:500] for key in ("type", "message"))
         if status is Status.CRASHED and is_storage(type_, message):
-            status = Status.LOST
+            return self._ending(Status.LOST, storage_failure(type_, message))
         return self._ending(status, Failure(type=type_, message=message))
 
     def _ending(self, status: Status, error: Failure | None, value: float | None = None) -> Ending:

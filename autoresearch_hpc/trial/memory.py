@@ -4,7 +4,13 @@ A job's group is a line of /proc/self/cgroup, and a directory where /proc/self/m
 mounted. Version 1 counts in `memory.oom_control`, version 2 in `memory.events`; both as a line `oom_kill 3`.
 """
 
+import re
 from pathlib import Path
+
+_TOLD = re.compile(
+    r"^slurmstepd.*(exceeded memory limit|exceeded job memory limit|oom.?kill)", re.IGNORECASE | re.MULTILINE
+)
+_TAIL_BYTES = 65_536
 
 
 def oom_kills(proc: Path = Path("/proc/self")) -> int | None:
@@ -16,6 +22,19 @@ def oom_kills(proc: Path = Path("/proc/self")) -> int | None:
         return None
     counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
     return int(counts[0]) if counts and counts[0].isdigit() else None
+
+
+def told_by_slurm(log: Path) -> bool:
+    """Whether Slurm's part of a job's log says that it was killed for its memory.
+
+    Where Slurm itself watches (OverMemoryKill) it kills worker and all, and the job's state does not say why.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            return _TOLD.search(file.read(_TAIL_BYTES).decode("utf-8", errors="replace")) is not None
+    except OSError:
+        return False
 
 
 def _counter(groups: str, mounts: str) -> Path | None:

@@ -8,6 +8,7 @@ Exit status 0, or 74 where the filesystem did not give the files, or take the cl
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.errors import DataError
+from autoresearch_hpc.errors import STORAGE_ERRORS, DataError
 from autoresearch_hpc.files import read_json, sha256_file, storing, sync_directory, write_all, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Gpu, Phases, Status, TrialResult, TrialSpec, from_json, to_json
@@ -95,10 +96,9 @@ def _outcome(spec: TrialSpec, paths: TrialPaths, attempt: int, stop: StopFlag) -
         status = Status.TIMEOUT if stop.timed_out else Status.CANCELLED
         ending = Ending(status=status, error=_failure("Stopped", str(reason), paths))
     except Exception as error:  # noqa: BLE001 - the last line of defence: a trial always has a result
-        ending = Ending(
-            status=Status.LOST,
-            error=Failure(type=type(error).__name__, message=str(error), tail=traceback.format_exc()),
-        )
+        broken = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
+        name = "OSError" if broken else type(error).__name__  # not the node's fault, nor the candidate's
+        ending = Ending(status=Status.LOST, error=Failure(type=name, message=str(error), tail=traceback.format_exc()))
     left = kill_descendants()
     if left:
         _log.info("%s left %d processes behind; they were ended", spec.trial, left)
@@ -147,6 +147,8 @@ def _claim(paths: TrialPaths, attempt: int) -> bool:
 
 def _publish(paths: TrialPaths, result: TrialResult) -> bool:
     """Write the result; False where a newer attempt has been claimed."""
+    with contextlib.suppress(OSError):
+        os.utime(paths.root)  # a client of NFS may keep old listings for a minute, but not of what it has touched
     claims = (path.stem.removeprefix("claim-") for path in paths.root.glob("claim-*.json"))
     if any(int(number) > result.attempt for number in claims if number.isdigit()):
         return False

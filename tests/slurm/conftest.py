@@ -37,13 +37,15 @@ def on_slurm(tmp_path: Path) -> Iterator[Bench]:
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """Puts a shell script before one of Slurm's commands; $REAL is the command itself. Gives a file of its calls."""
 
+    folder, real_path = tmp_path / "broken", os.environ["PATH"]
+
     def put(command: str, script: str) -> Path:
-        real, folder = shutil.which(command), tmp_path / "broken"
+        real = shutil.which(command, path=real_path)
         folder.mkdir(exist_ok=True)
         calls = folder / f"{command}.calls"
         (folder / command).write_text(f'#!/bin/sh\nREAL={real}\nCALLS={calls}\necho "$*" >> "$CALLS"\n{script}\n')
         (folder / command).chmod(0o755)
-        monkeypatch.setenv("PATH", str(folder), prepend=":")
+        monkeypatch.setenv("PATH", f"{folder}:{real_path}")
         return calls
 
     return put

@@ -14,6 +14,7 @@ import pytest
 import scenarios
 from client import Sandbox
 from toy import Toy
+from witness import Witness
 
 from autoresearch_hpc.cluster import Submission
 from autoresearch_hpc.cluster.slurm import SlurmCluster
@@ -37,32 +38,6 @@ def slurm(toy: Callable[..., Toy]) -> Callable[..., Toy]:
         return toy(cluster="slurm", k=k, sleep_s=sleep_s, **{"rounds": 0, "baseline": "joined", **settings})
 
     return make
-
-
-class Witness:
-    """What sacct says of a run's arrays."""
-
-    def __init__(self, cluster: Sandbox, toy: Toy, tag: str) -> None:
-        self._cluster, self._toy, self._tag = cluster, toy, tag
-
-    def arrays(self, *, ended: int) -> dict[str, list[str]]:
-        """Array name -> the states of its tasks, as soon as so many tasks have ended."""
-        uid = self._toy.journal(self._tag)[0]["uid"]
-        rows: list[list[str]] = []
-
-        def told() -> bool:
-            words = ["sacct", "-X", "-n", "-P", "-S", "now-1hour", "-o", "JobID,JobName%200,State"]
-            lines = self._cluster.run(*words).splitlines()
-            rows[:] = [row for row in (line.split("|") for line in lines) if f"-{uid}-" in row[1]]
-            return sum(row[2] not in ("PENDING", "RUNNING") for row in rows) == ended
-
-        self._cluster.wait_until(told, 10, f"{ended} ended tasks in sacct")
-        names = {job.split("_")[0]: name for job, name, _ in rows}
-        assert len(set(names.values())) == len(names), f"a name was submitted twice: {names}"
-        found: dict[str, list[str]] = {}
-        for _, name, state in rows:
-            found.setdefault(name.replace(f"{self._tag}-{uid}-", ""), []).append(state)
-        return found
 
 
 def in_queue(cluster: Sandbox) -> int:

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -138,7 +140,7 @@ def test_refusal_for_good_is_one_line(on_slurm: Bench) -> None:
             ({"account": "nobody"}, "nvalid account"),
             ({"qos": "nothing"}, "nvalid qos"),
             ({"sbatch": {"nodelist": "n99"}}, "nvalid node name"),
-            ({"sbatch": {"nodes": 9}}, "node configuration is not available|Node count"),
+            ({"gpus": 99}, "node configuration is not available"),
         ]
     ):
         with pytest.raises(ClusterError, match=cause) as refused:
@@ -190,10 +192,14 @@ def test_full_controller_is_no_room_and_nothing_comes_later(
 ) -> None:
     """sbatch itself would try again for two minutes."""
     options = ("--nodes", "gpu:h100:2", "--accounting", "none", "--set", "MaxJobCount=5")
+    options += ("--set", "SchedulerParameters=batch_sched_delay=0,max_array_tasks=4,sched_interval=1")
     with booted(tmp_path / "full", *options) as full, monkeypatch.context() as patch:
         for name, value in full.settings_environment.items():
             patch.setenv(name, value)
         place = on_slurm.place(max_parallel=1)
+        assert place.max_array == 4, "a site may bound the number of tasks as well as their index"
+        with pytest.raises(ClusterError, match="nvalid job array"):
+            place.launch(on_slurm.submission("five", ["sleep 60"] * 5))
         jobs = place.launch(on_slurm.submission("four", ["sleep 60"] * 4))
         begin = time.monotonic()
         with pytest.raises(NoRoomError, match="temporarily unable to accept"):
@@ -247,6 +253,35 @@ def test_submission_without_an_answer_is_in_doubt(
     assert sorted(found.values()) == named(cluster, submission.job_name)
 
 
+def test_sbatch_does_not_outlive_its_controller(on_slurm: Bench, broken: Broken, tmp_path: Path) -> None:
+    """It would hand in, minutes later, what the next controller has handed in again."""
+    started = tmp_path / "started"
+    broken("sbatch", f"echo $$ > {started}; exec sleep 60")
+    submission = on_slurm.submission("orphan", ["true"])
+    (spec,) = submission.trials.values()
+    script = """
+import sys
+from pathlib import Path
+from autoresearch_hpc.cluster import Submission
+from autoresearch_hpc.cluster.slurm import SlurmCluster
+from autoresearch_hpc.config import ClusterConfig
+from autoresearch_hpc.layout import ArrayPaths
+trials = {"t": Path(sys.argv[1])}
+SlurmCluster(ClusterConfig()).launch(
+    Submission(job_name="orphan", trials=trials, array=ArrayPaths(Path(sys.argv[2])), wall_limit_s=60)
+)
+"""
+    controller = subprocess.Popen([sys.executable, "-c", script, str(spec), str(submission.array.root)])
+    try:
+        wait(lambda: started.exists() and started.read_text().strip(), "sbatch")
+        sbatch = Path("/proc") / started.read_text().strip()
+        assert b"sleep" in (sbatch / "cmdline").read_bytes()
+    finally:
+        controller.kill()
+        controller.wait()
+    wait(lambda: not sbatch.exists() or not (sbatch / "cmdline").read_bytes(), "its end", 5)
+
+
 def test_stopped_daemon_leaves_a_submission_in_doubt(on_slurm: Bench, cluster: Sandbox) -> None:
     submission, place = on_slurm.submission("stopped", ["echo loss: 1"]), on_slurm.place()
     daemon = int((cluster.state / "run/slurmctld.pid").read_text())
@@ -269,7 +304,7 @@ def _stopped(pid: int) -> Iterator[None]:
 def test_lines_of_a_sites_wrapper_are_no_job_ids(on_slurm: Bench, cluster: Sandbox, broken: Broken) -> None:
     broken(
         "sbatch",
-        'echo "sbatch: Checking job 99 of your 3 jobs"; echo "Submitted batch job 5 minutes ago: 17"; echo "job 1 left"\n'
+        'echo "sbatch: Checking job 99 of your 3 jobs"; echo "Submitted batch job 5 minutes ago: 17"; echo "job 1"\n'
         '"$REAL" "$@"; echo; echo "Project lab: 1234 hours left, job 77 was your last, see job 42"',
     )
     submission = on_slurm.submission("chatty", ["echo loss: 1"] * 2)

@@ -33,7 +33,9 @@ def spec(paths: TrialPaths, kind: str = "gpt") -> TrialSpec:
 
 
 def ok(paths: TrialPaths) -> TrialResult:
-    made = collect.missing_result(spec(paths), trial(), JobState("COMPLETED", ended=True), paths)
+    made = collect.missing_result(
+        spec(paths), trial(), JobState("COMPLETED", ended=True), paths, paths.root / "job.out"
+    )
     return replace(made, status=Status.OK, metric=replace(made.metric, value=1.0), error=None)
 
 
@@ -75,7 +77,7 @@ def test_a_result_that_cannot_be_read_is_none(paths: TrialPaths) -> None:
 )
 def test_what_the_cluster_said_becomes_the_result(paths: TrialPaths, state: JobState, status: Status) -> None:
     paths.log.write_text("last\nlines")
-    result = collect.missing_result(spec(paths), trial(), state, paths)
+    result = collect.missing_result(spec(paths), trial(), state, paths, paths.root / "job.out")
     assert result.status is status
     assert result.metric.value is None
     assert result.error
@@ -89,8 +91,11 @@ def test_what_the_cluster_said_becomes_the_result(paths: TrialPaths, state: JobS
 
 def test_who_evaluates_depends_on_the_kind(paths: TrialPaths) -> None:
     state = JobState("FAILED", ended=True)
-    assert collect.missing_result(spec(paths), trial(), state, paths).evaluator == "trusted"
-    assert collect.missing_result(spec(paths, "command"), trial(), state, paths).evaluator == "self-reported"
+    assert collect.missing_result(spec(paths), trial(), state, paths, paths.root / "job.out").evaluator == "trusted"
+    assert (
+        collect.missing_result(spec(paths, "command"), trial(), state, paths, paths.root / "job.out").evaluator
+        == "self-reported"
+    )
 
 
 def test_the_log_tail(paths: TrialPaths) -> None:
@@ -126,7 +131,7 @@ def test_a_job_that_had_begun_is_charged_from_its_claim_and_its_node_is_named(pa
     paths.claim(1).write_text('{"at": "2026-01-31T13:00:00+00:00"}')
     paths.result.write_text("{")
     state = JobState("FAILED", ended=True, node="n7")
-    result = collect.missing_result(spec(paths), trial(), state, paths)
+    result = collect.missing_result(spec(paths), trial(), state, paths, paths.root / "job.out")
     assert result.error
     assert result.error.message == "the job ended as FAILED on n7 and left a result that cannot be used"
     assert (result.attempt, result.host, result.started_at) == (1, "n7", "2026-01-31T13:00:00+00:00")
@@ -142,13 +147,26 @@ def test_a_trial_given_up_is_lost_and_tried_again_where_its_launch_failed(
 ) -> None:
     given_up = trial(given_up="never began: AssocGrpGRES", launch_failed=launch_failed)
     cancelled = JobState("CANCELLED", ended=True, status=Status.CANCELLED, node="n1" if launch_failed else None)
-    result = collect.missing_result(spec(paths), given_up, cancelled, paths)
+    result = collect.missing_result(spec(paths), given_up, cancelled, paths, paths.root / "job.out")
     assert result.status is Status.LOST
     assert result.error
     assert result.error.message == "never began: AssocGrpGRES"
     assert collect.is_infrastructure(result) is again
     given_up.result = result
     assert collect.is_nodes_fault(given_up) is launch_failed
+
+
+def test_a_job_cancelled_on_a_node_before_its_worker_began_failed_to_launch(paths: TrialPaths) -> None:
+    on_node = JobState("CANCELLED", ended=True, status=Status.CANCELLED, node="n1")
+    assert collect.missing_result(spec(paths), trial(), on_node, paths, paths.root / "job.out").status is Status.LOST
+    waiting = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
+    assert (
+        collect.missing_result(spec(paths), trial(), waiting, paths, paths.root / "job.out").status is Status.CANCELLED
+    )
+    paths.claim(0).write_text('{"at": "2026-01-31T12:00:00+00:00"}')
+    assert (
+        collect.missing_result(spec(paths), trial(), on_node, paths, paths.root / "job.out").status is Status.CANCELLED
+    )
 
 
 def test_only_the_newest_attempts_result_counts(paths: TrialPaths) -> None:

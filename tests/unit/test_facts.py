@@ -166,7 +166,7 @@ def test_a_filesystem_that_fails_is_not_the_candidates_fault(tmp_path: Path, log
     path.write_text(f"Traceback (most recent call last):\n{log}\n")
     found, failure = facts.failure(1, path)
     assert found is status
-    assert failure.type == log.strip().splitlines()[-1].split(":")[0]
+    assert failure.type == ("OSError" if status is Status.LOST else log.strip().splitlines()[-1].split(":")[0])
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,23 @@ def test_where_kills_are_counted(
     here = str(base).replace(" ", "\\040")
     (base / "mountinfo").write_text(MOUNTS.format(root=root, v1=f"{here}/v1", v2=f"{here}/v2"))
     assert memory.oom_kills(base) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("slurmstepd-n0: error: StepId=7.0 exceeded memory limit (434331648 > 104857600), being killed", True),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch. Some of the step tasks have been OOM", True),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.batch.", True),
+        ("slurmstepd: error: *** JOB 7 ON n0 CANCELLED AT 2026-01-31T12:00:00 DUE TO TIME LIMIT ***", False),
+        ("a candidate may print: slurmstepd: error: exceeded memory limit", False),
+    ],
+)
+def test_what_slurm_says_of_memory(tmp_path: Path, line: str, told: bool) -> None:
+    log = tmp_path / "7_0_0_log.out"
+    assert not memory.told_by_slurm(log)
+    log.write_text(f"before\n{line}\nsrun: error: n0: task 0: Killed\n")
+    assert memory.told_by_slurm(log) is told
 
 
 def test_nobody_counts_where_there_is_no_proc(tmp_path: Path) -> None:

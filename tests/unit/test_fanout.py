@@ -107,7 +107,7 @@ def end_well(spec_path: Path, value: float = 1.0) -> None:
     paths = TrialPaths(spec_path.parent)
     state = JobState("COMPLETED", ended=True)
     trial = collect.Trial(id=spec.trial, candidate=spec.candidate, job_name="j", submitted_at="")
-    made = collect.missing_result(spec, trial, state, paths)
+    made = collect.missing_result(spec, trial, state, paths, paths.log)
     result = replace(
         made,
         status=Status.OK,
@@ -410,7 +410,10 @@ def test_ctrl_c_while_waiting_for_room(bench: Bench) -> None:
         bench.fanout().train(bench.propose(3))
 
 
-def test_ten_thousand_trials_cost_one_directory_scan_a_second(bench: Bench, count: Callable[[], list[str]]) -> None:
+def test_ten_thousand_trials_cost_one_directory_scan_a_second(
+    bench: Bench, count: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)  # of 10,000 specs: only what comes after is measured
     bench.cluster.max_array = 4000
     bench.config.cluster.poll_s = 1.0
     ids = [f"r00-c{i:02d}-t0" for i in range(10_000)]

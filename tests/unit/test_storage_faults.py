@@ -1,7 +1,7 @@
 """A filesystem that is full, over quota, failing or gone: nothing is torn, and one line says what to do.
 
-The kernel's own refusals where they can be had (a file size limit, /dev/full; whole full disks are in tests/e2e), else a
-system call that fails as the kernel would let it.
+The kernel refuses by itself where it can be made to (a file size limit, /dev/full; tests/e2e fills whole disks), else a
+system call fails as the kernel would let it.
 """
 
 import errno
