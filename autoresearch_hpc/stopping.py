@@ -25,8 +25,9 @@ _LOOK_S = 1.0
 
 
 class StopRequest:
-    """Inside its `with` block the first signal is noted; a second one of the same kind acts as it always did.
+    """Inside its `with` block SIGINT and SIGTERM are noted; a second Ctrl-C interrupts at once.
 
+    A second SIGTERM does not: Slurm sends it to a job's script and to its children, and the script hands it on.
     A file at `request` is as good as Ctrl-C. `fence` raises where the run has become another controller's.
     """
 
@@ -44,7 +45,8 @@ class StopRequest:
 
     def _note(self, number: int, _: object) -> None:
         self.signal = signal.Signals(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

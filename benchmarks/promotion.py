@@ -15,6 +15,7 @@ import gzip
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,9 @@ from autoresearch_hpc.promotion import (
     Sample,
     Significant,
     best,
-    confirm,
     effect_prior,
+    judge,
     pool,
-    screen,
     shrink,
 )
 from autoresearch_hpc.records import Direction
@@ -41,6 +41,8 @@ Floats = NDArray[np.float64]
 WITHIN_SD = (1.1e-4, 5e-4)  # replicates on one node: a run's own is drawn from here
 BETWEEN_SD = 5.2e-4  # between nodes
 KNOWN = KnownNoise(sd=6e-4, df=4)
+ADDITIVITY = 0.8  # of what near misses gain each, their combination gains so much
+SMALL_GAINS = (3e-4, 3e-3)  # the sizes of gains that searches keep, luck included
 PROPOSERS = ("Centaur", "CMA-ES", "TPE", "SMAC", "Karpathy Agent (14")  # methods that start from what was best so far
 FIRST = 20  # a run's first trials look for a foothold; they are no neighbours of an incumbent
 NEAR = 3.4e-3  # differences below this are a mixture of effect and luck, and are deconvolved
@@ -64,6 +66,7 @@ class Tally:
     """One run's outcome; gains are true ones."""
 
     rounds: int = 0
+    arrays: int = 0
     promotions: int = 0
     false: int = 0
     false_first: int = 0
@@ -104,7 +107,7 @@ def read_world(path: Path) -> World:
                 if again and i >= FIRST:
                     luck.append(np.mean(again) - score)
     return World(
-        name="real effects",
+        name="real",
         effects=_true_effects(np.array(gains) + np.mean(luck)),  # the incumbents' scores are the luckiest so far
         failing=len(failed_s) / (len(failed_s) + len(ok_s)),
         failed_cost=float(np.mean(failed_s) / np.mean(ok_s)),
@@ -116,8 +119,9 @@ def _true_effects(gains: Floats, num: int = 100_000) -> Floats:
     gains = gains[gains < NEAR]
     near, far = gains[gains > -NEAR], gains[gains <= -NEAR]
     atoms = np.arange(-30, 31) * 1e-4
-    sd = np.sqrt(2) * np.mean(WITHIN_SD)  # the source ran each method on one node
-    likelihood = np.exp(-(((near[:, None] - atoms) / sd) ** 2) / 2)
+    sds = np.sqrt(2) * np.linspace(*WITHIN_SD, 9)  # the source ran each search on one node
+    distance = near[:, None] - atoms
+    likelihood = np.mean([np.exp(-((distance / sd) ** 2) / 2) / sd for sd in sds], axis=0)
     share = np.full(len(atoms), 1 / len(atoms))
     for _ in range(2000):
         weights = likelihood * share
@@ -188,18 +192,25 @@ def run_best(world: World, k: int, budget: float, seed: int) -> Tally:
             _promote(tally, effect)
             incumbent = new
         tally.rounds += 1
+        tally.arrays += 1
         tally.path.append((spent, tally.quality))
     return tally
 
 
-def run_significant(world: World, k: int, budget: float, seed: int, rule: Significant) -> Tally:
-    trials, proposals, tally = Trials(world, seed), Proposals(world, seed, budget), Tally()
+def run_significant(world: World, k: int, budget: float, seed: int, pooling: bool) -> Tally:
+    """With `pooling` the agent spends a proposal a round on what the near misses so far come to together."""
+    rule, trials, proposals, tally = Significant(), Trials(world, seed), Proposals(world, seed, budget), Tally()
     incumbent = Sample(candidate="r00", values=(), fresh=tuple(trials.array([0.0] * rule.replicates)))
-    known = KNOWN  # the noise of all groups but the incumbent's
+    known = KNOWN  # the noise of all samples but the incumbent's
     seen: list[Difference] = []
+    near_misses: list[float] = []
     spent = float(rule.replicates)
     while spent + k <= budget:
-        effects = proposals.ask(k)
+        effects = proposals.ask(k - 1 if pooling and near_misses else k)
+        if len(effects) < k:
+            together = near_misses[:3]
+            del near_misses[:3]
+            effects.append(sum(together) * (ADDITIVITY if len(together) > 1 else 1.0))
         ok = [e for e in effects if e is not None]
         controls = rule.controls_along(incumbent)
         spent += _cost(effects, world) + controls
@@ -207,25 +218,30 @@ def run_significant(world: World, k: int, budget: float, seed: int, rule: Signif
         samples = [Sample(candidate=f"c{i}", values=(s,)) for i, s in enumerate(scores[: len(ok)])]
         incumbent = replace(incumbent, fresh=incumbent.fresh + tuple(scores[len(ok) :]))
         _see(tally, ok)
-        noise = _pool([incumbent], known)
-        stage = screen(rule, noise, incumbent, samples, Direction.min)
-        winner, findings = stage.promote, stage.findings
-        again = [int(name[1:]) for name in stage.confirm]
-        if again and spent + len(again) * stage.fresh + stage.controls <= budget:
-            spent += len(again) * stage.fresh + stage.controls
-            runs = [tally.quality + ok[i] for i in again for _ in range(stage.fresh)]
-            scores = trials.array(runs + [tally.quality] * stage.controls)
+        look, touched = 0, set()
+        while True:
+            tally.arrays += 1
+            noise = _pool([incumbent, *(samples[i] for i in touched)], known)
+            judged = judge(rule, look, noise, incumbent, samples, Direction.min)
+            again = [int(name[1:]) for name in judged.again]
+            cost = len(again) * judged.fresh + judged.controls
+            if not again or spent + cost > budget:
+                break
+            spent += cost
+            look += 1
+            runs = [tally.quality + ok[i] for i in again for _ in range(judged.fresh)]
+            scores = trials.array(runs + [tally.quality] * judged.controls)
             for j, i in enumerate(again):
-                samples[i] = replace(samples[i], fresh=tuple(scores[j * stage.fresh : (j + 1) * stage.fresh]))
+                fresh = tuple(scores[j * judged.fresh : (j + 1) * judged.fresh])
+                samples[i] = replace(samples[i], fresh=samples[i].fresh + fresh)
             incumbent = replace(incumbent, fresh=incumbent.fresh + tuple(scores[len(runs) :]))
-            noise = _pool([incumbent, *(samples[i] for i in again)], known)
-            judged = confirm(rule, noise, incumbent, samples, Direction.min)
-            winner, findings = judged.promote, judged.findings
-        seen += [f.difference for f in findings if f.difference]
-        rolled_back = [samples[i] for i in again if samples[i].candidate != winner]
-        if winner:
-            i = int(winner[1:])
-            claim = findings[i].difference
+            touched |= set(again)
+        seen += [f.difference for f in judged.findings if f.difference]
+        near_misses = [ok[int(name[1:])] for name in judged.pool] + near_misses
+        rolled_back = [samples[i] for i in touched if samples[i].candidate != judged.promote]
+        if judged.promote:
+            i = int(judged.promote[1:])
+            claim = judged.findings[i].difference
             assert claim
             shrunk = shrink(claim, effect_prior(seen, noise), noise)
             assert shrunk
@@ -259,3 +275,163 @@ def _promote(tally: Tally, effect: float) -> None:
     if effect <= 0:
         tally.false += 1
         tally.false_first += tally.rounds == 0
+
+
+# many runs, and what is said of them
+
+
+RULES = {
+    "best": run_best,
+    "significant": partial(run_significant, pooling=False),
+    "significant + pool": partial(run_significant, pooling=True),
+}
+
+
+def worlds(real: World) -> list[World]:
+    """No effects at all; the real trials'; and those with more and smaller gains, where a strict rule costs most."""
+    rng = np.random.default_rng(0)
+    gains = np.exp(rng.uniform(*np.log(SMALL_GAINS), len(real.effects)))
+    small = np.where(rng.random(len(gains)) < 0.03, gains, np.minimum(real.effects, 0))
+    return [World("null", np.zeros(1)), real, replace(real, name="small gains", effects=small)]
+
+
+def simulate(world: World, ks: list[int], runs: int, budget: float, seed: int) -> dict[tuple[int, str], list[Tally]]:
+    return {
+        (k, name): [run(world, k, budget, seed + i) for i in range(runs)] for k in ks for name, run in RULES.items()
+    }
+
+
+HEAD = ["proposals", "K", "rule", "rounds", "arrays", "false, round 1", "false/round", "false/run", "kept/run"]
+HEAD += ["final gain", "against best", "regret", "claimed", "shrunk", "true"]
+
+
+def rows(world: World, tallies: dict[tuple[int, str], list[Tally]]) -> list[list[str]]:
+    """A line for every rule and K; gains in 1e-4 bits per byte, means over runs with their standard errors."""
+    lines = []
+    for (k, name), runs in tallies.items():
+        rounds, num = sum(t.rounds for t in runs), len(runs)
+        quality = 1e4 * np.array([t.quality for t in runs])
+        ahead = quality - 1e4 * np.array([t.quality for t in tallies[k, "best"]])
+        claims = 1e4 * np.array([claim for t in runs for claim in t.claims]).reshape(-1, 3).mean(axis=0)
+        moves = world.name != "null"
+        lines.append(
+            [
+                world.name,
+                str(k),
+                name,
+                f"{rounds / num:.1f}",
+                f"{np.mean([t.arrays for t in runs]):.1f}",
+                f"{100 * np.mean([t.false_first for t in runs]):.1f} %",
+                f"{100 * sum(t.false for t in runs) / rounds:.1f} %",
+                f"{np.mean([t.false for t in runs]):.2f}",
+                f"{np.mean([t.promotions for t in runs]):.2f}",
+                f"{quality.mean():.1f} ± {_error(quality):.1f}" if moves else "0",
+                f"{ahead.mean():+.1f} ± {_error(ahead):.1f}" if moves and name != "best" else "",
+                f"{1e4 * np.mean([t.best_seen - t.quality for t in runs]):.1f}" if moves else "0",
+                *(f"{claim:.1f}" for claim in claims),
+            ]
+        )
+    return lines
+
+
+def _error(values: Floats) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def table(head: list[str], lines: list[list[str]], markdown: bool) -> str:
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    bar = " | " if markdown else "  "
+    text = [bar.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *lines]]
+    text.insert(1, bar.join("-" * w for w in widths))
+    return "\n".join(f"| {line} |" if markdown else line.rstrip() for line in text)
+
+
+def robustness(runs: int, budget: float, seed: int) -> list[list[str]]:
+    """False promotions under the null where the noise is not what the rule was told. `significant` alone."""
+    null = World("null", np.zeros(1))
+    cases = {
+        "as configured": null,
+        "twice what is configured": replace(null, noise_scale=2.0),
+        "half of it": replace(null, noise_scale=0.5),
+        "arrays fill nodes of 8 GPUs": replace(null, packed=True),
+    }
+    lines = []
+    for name, world in cases.items():
+        for k in (1, 4, 16):
+            tallies = [run_significant(world, k, budget, seed + i, False) for i in range(runs)]
+            first = 100 * np.mean([t.false_first for t in tallies])
+            each = 100 * sum(t.false for t in tallies) / sum(t.rounds for t in tallies)
+            lines.append([name, str(k), f"{first:.1f} %", f"{each:.1f} %"])
+    return lines
+
+
+def plot(path: Path, null: dict[tuple[int, str], list[Tally]], real: dict[tuple[int, str], list[Tally]]) -> None:
+    """Left, false promotions in a first round without any effect; the others, true quality over GPU time at K=1, 16."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = dict(zip(RULES, ("#c44e52", "#4c72b0", "#55a868"), strict=True))
+    ks = sorted({k for k, _ in real})
+    figure, axes = plt.subplots(1, 1 + len(ks), figsize=(4 * (1 + len(ks)), 3.6), layout="constrained")
+    for i, name in enumerate(["best", "significant"]):
+        share = [100 * np.mean([t.false_first for t in null[k, name]]) for k in ks]
+        bars = axes[0].bar(np.arange(len(ks)) + 0.4 * i - 0.2, share, 0.4, label=name, color=colours[name])
+        axes[0].bar_label(bars, fmt="%.1f", fontsize=8)
+    axes[0].axhline(5, color="black", linewidth=0.8, linestyle=":")
+    axes[0].set(title="nothing is better: false promotions", ylabel="% of first rounds", xticks=range(len(ks)))
+    axes[0].set_xticklabels([f"K={k}" for k in ks])
+    axes[0].legend(frameon=False)
+    for axis, k in zip(axes[1:], ks, strict=True):
+        for name in RULES:
+            end = max(t.path[-1][0] for t in real[k, name])
+            grid = np.linspace(0, end, 200)
+            mean = np.mean([_at(t.path, grid) for t in real[k, name]], axis=0)
+            axis.plot(grid, 1e3 * mean, label=name, color=colours[name])
+        axis.set(
+            title=f"real effects, K={k}", xlabel="GPU time spent, in trials", ylabel="true gain, 1e-3 bits per byte"
+        )
+        axis.set_ylim(0, None)
+    axes[1].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _at(path: list[tuple[float, float]], grid: Floats) -> Floats:
+    spent, quality = np.array([(0.0, 0.0), *path]).T
+    return quality[np.searchsorted(spent, grid, side="right") - 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=Path, required=True, help="the real trials, csv.gz")
+    parser.add_argument("--runs", type=int, default=2000, help="synthetic runs of each kind")
+    parser.add_argument("--budget", type=float, default=240, help="GPU time of a run, in trials")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the runs")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--plot", type=Path, help="write a PNG here")
+    args = parser.parse_args()
+    started, num, ks = time.monotonic(), args.runs // 10 if args.quick else args.runs, [1, 4, 16]
+    real = read_world(args.trials)
+    gains = real.effects[real.effects > 0]
+    print(
+        f"{args.trials.name}: {100 * real.failing:.0f} % of proposals fail at {100 * real.failed_cost:.0f} % of a "
+        f"trial's cost; of the others {100 * len(gains) / len(real.effects):.1f} % gain, {gains.mean():.6f} on average, "
+        f"{100 * np.mean(np.abs(real.effects) < 3e-4):.0f} % are neutral, "
+        f"{100 * np.mean(real.effects < -NEAR):.0f} % are worse by more than {NEAR}"
+    )
+    done = {world.name: (world, simulate(world, ks, num, args.budget, args.seed)) for world in worlds(real)}
+    print(f"{num} runs of each kind with {args.budget:g} trials' GPU time; gains in 1e-4 bits per byte\n")
+    print(table(HEAD, [line for world, tallies in done.values() for line in rows(world, tallies)], args.markdown))
+    print("\nnull, significant: false promotions by what the noise really is\n")
+    head = ["noise", "K", "false, round 1", "false/round"]
+    print(table(head, robustness(num, args.budget, args.seed), args.markdown))
+    if args.plot:
+        plot(args.plot, done["null"][1], done[real.name][1])
+    print(f"\n{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

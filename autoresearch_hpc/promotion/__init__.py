@@ -2,17 +2,17 @@
 
 Pure functions on frozen values: no files, no clock, no git. `noise` measures how far replicates spread, `dunnett` is
 the distribution of the largest of K comparisons with one control, `samples` are values and their differences, `rules`
-the settings and answers, `stages` the decision, `effects` what a gain is worth that was picked out for being large.
+the settings and answers, `looks` the decision, `effects` what a gain is worth that was picked out for being large.
 
-    screening = screen(rule, noise, incumbent, candidates, direction)   after the round's array
-    judgement = confirm(rule, noise, incumbent, candidates, direction)  after a second, small one, if it was asked for
+    judgement = judge(rule, 0, noise, incumbent, candidates, direction)     after the round's array
+    judgement = judge(rule, 1, noise, incumbent, candidates, direction)     after a small one, while .again names any
 """
 
 from autoresearch_hpc.promotion.effects import Effect, Prior, effect_prior, shrink
+from autoresearch_hpc.promotion.looks import judge
 from autoresearch_hpc.promotion.noise import KnownNoise, Noise, Replicates, pool
-from autoresearch_hpc.promotion.rules import Call, Finding, Judgement, Screening, Significant, best
+from autoresearch_hpc.promotion.rules import Call, Finding, Judgement, Look, Significant, best
 from autoresearch_hpc.promotion.samples import Difference, Sample, difference
-from autoresearch_hpc.promotion.stages import confirm, screen
 
 __all__ = [
     "Call",
@@ -21,17 +21,16 @@ __all__ = [
     "Finding",
     "Judgement",
     "KnownNoise",
+    "Look",
     "Noise",
     "Prior",
     "Replicates",
     "Sample",
-    "Screening",
     "Significant",
     "best",
-    "confirm",
     "difference",
     "effect_prior",
+    "judge",
     "pool",
-    "screen",
     "shrink",
 ]

@@ -64,8 +64,8 @@ class Noise:
 def pool(groups: Sequence[Replicates], prior: KnownNoise | None = None) -> Noise:
     """The pooled standard deviation within groups, with the known noise as further degrees of freedom.
 
-    Raises ValueError when the groups are of more than one kind. Values of a candidate that were picked out for being
-    good are no replicates: leave the screening's value of a candidate out and give its fresh ones.
+    Raises ValueError when the groups are of more than one kind. A value for which a candidate was picked out is no
+    replicate: give its fresh ones alone.
     """
     kinds = sorted({group.kind for group in groups})
     if len(kinds) > 1:

@@ -9,26 +9,40 @@ from autoresearch_hpc.promotion.effects import Effect, interval
 from autoresearch_hpc.promotion.samples import Difference, Sample
 from autoresearch_hpc.records import Direction
 
-__all__ = ["Call", "Finding", "Judgement", "Screening", "Significant", "best"]
+__all__ = ["Call", "Finding", "Judgement", "Look", "Significant", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A small array after the round's own: the best `keep` that are `ahead` standard errors run `fresh` seeds each.
+
+    `share` of the rule's alpha is spent on promoting after it.
+    """
+
+    keep: int
+    fresh: int
+    ahead: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Significant:
     """`decide=significant`, fixed before the round.
 
-    `alpha` is the chance to promote anything that is no better, over a whole round; `alpha_screen` of it is spent on
-    promoting after the array alone. `replicates` is how many values the incumbent should have before a round; what is
-    missing goes along as controls. Up to `confirm` candidates that are at least `futility` standard errors ahead get
-    `fresh` trials each, beside `controls` of the incumbent.
+    `alpha` is the chance to promote what is no better, over a whole round; what the looks leave of it is spent on
+    promoting after the round's array alone. The incumbent gets controls until it has `replicates` trials along with a
+    round, and until it has `incumbent_trials`, up to `controls` at a time, along with a look.
     """
 
     alpha: float = 0.05
-    alpha_screen: float = 0.01
+    looks: tuple[Look, ...] = (
+        Look(keep=3, fresh=1, ahead=1.0, share=0.2),
+        Look(keep=1, fresh=3, ahead=1.5, share=0.78),
+    )
     replicates: int = 3
-    confirm: int = 3
-    fresh: int = 2
     controls: int = 2
-    futility: float = 0.5
+    incumbent_trials: int = 6
+    near_miss: float = 1.0  # standard errors ahead that one must be after its last look to be worth combining
     min_delta: float = 0.0
     max_vram_mb: float | None = None
     price_per_gb: float = 0.0  # in the metric's units: what a gigabyte more has to bring
@@ -36,24 +50,28 @@ class Significant:
     simplify_margin: float = 0.0005  # by how much less code may be worse
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha_screen < self.alpha < 1:
-            raise ValueError(f"alpha_screen={self.alpha_screen} of alpha={self.alpha}: 0 < alpha_screen < alpha < 1")
-        if self.confirm < 0 or self.fresh < 1 or self.controls < 0 or self.replicates < 1:
+        if not (0 < self.alpha < 1 and 0 < self.spend(0)):
+            raise ValueError(f"alpha={self.alpha} of which the looks spend {[look.share for look in self.looks]}")
+        if any(look.keep < 1 or look.fresh < 1 or look.share <= 0 for look in self.looks):
+            raise ValueError(f"a look that does nothing: {self.looks}")
+        if self.replicates < 1 or self.controls < 0 or self.simplify_margin <= 0 or self.min_delta < 0:
             raise ValueError(f"no design: {self}")
-        if min(self.min_delta, self.price_per_gb) < 0 or self.simplify_margin <= 0:
-            raise ValueError(f"no negative tolerances: {self}")
 
-    @property
-    def alpha_confirm(self) -> float:
-        return self.alpha - self.alpha_screen
+    def spend(self, look: int) -> float:
+        """The part of alpha for promoting after that many looks."""
+        share = self.looks[look - 1].share if look else 1 - sum(each.share for each in self.looks)
+        return round(self.alpha * share, 12)
 
     def controls_along(self, incumbent: Sample) -> int:
         """Control trials of the incumbent to send along with the next round's candidates."""
         return max(0, self.replicates - len(incumbent.all))
 
+    def controls_at_look(self, incumbent: Sample) -> int:
+        return max(0, min(self.controls, self.incumbent_trials - len(incumbent.all)))
+
 
 class Call(StrEnum):
-    """What a stage makes of a candidate."""
+    """What a look makes of a candidate."""
 
     PROMOTE = "promote"
     SIMPLER = "promote: less code at an equal score"
@@ -90,43 +108,34 @@ class Finding:
         if self.p is None:
             return f"{self.difference.gain:+.6f}, noise unknown, K={self.k}"
         half = interval(self.difference.se, self.df)
-        return f"{self.difference.gain:+.6f} ± {half:.6f}, p={_p_words(self.p)} of K={self.k}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Screening:
-    """After the array: a clear winner, or whom to run again, with how many trials each and of the incumbent."""
-
-    findings: tuple[Finding, ...]
-    promote: str | None = None
-    confirm: tuple[str, ...] = ()
-    fresh: int = 0
-    controls: int = 0
+        p = "p<0.0001" if self.p < 0.0001 else f"p={self.p:.4f}" if self.p < 0.001 else f"p={self.p:.3f}"
+        return f"{self.difference.gain:+.6f} ± {half:.6f}, {p} of K={self.k}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The round's end: who takes the incumbent's place, and the near misses, best first, as a pool to combine."""
+    """What a look says. While `again` names candidates the round goes on: `fresh` trials of each, and `controls`.
+
+    At its end `promote` takes the incumbent's place, and `pool` are the near misses, best first, to be combined.
+    """
 
     findings: tuple[Finding, ...]
     promote: str | None = None
+    again: tuple[str, ...] = ()
+    fresh: int = 0
+    controls: int = 0
     pool: tuple[str, ...] = ()
 
 
 def best(incumbent: Sample, candidates: Sequence[Sample], direction: Direction, min_delta: float = 0.0) -> str | None:
-    """The best candidate that beats the incumbent's mean by min_delta; ties go to the smaller diff, then the id."""
+    """The best candidate that beats the incumbent's mean by min_delta; ties go to less code, then the lower id."""
     winner, value = None, incumbent.mean
     for sample in sorted(candidates, key=tie_break):
-        if not sample.all or not direction.better(sample.mean, value):
-            continue
-        if winner or round(abs(sample.mean - incumbent.mean), 12) >= min_delta:
-            winner, value = sample.candidate, sample.mean
+        if sample.all and direction.better(sample.mean, value):
+            if winner or round(abs(sample.mean - value), 12) >= min_delta:
+                winner, value = sample.candidate, sample.mean
     return winner
 
 
 def tie_break(sample: Sample) -> tuple[int, int, str]:
     return sample.net_lines, len(sample.candidate), sample.candidate  # by length first: c100 comes after c99
-
-
-def _p_words(p: float) -> str:
-    return "<0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.001 else f"{p:.3f}"

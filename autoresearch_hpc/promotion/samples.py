@@ -11,10 +11,11 @@ __all__ = ["Difference", "Sample", "difference"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The values of one candidate's OK trials: those of the round's array, then those under fresh seeds.
+    """The values of one candidate's OK trials, on one kind of GPU.
 
-    For the incumbent `values` are all that it ever earned on this kind, its controls included. `net_lines` is lines
-    added minus lines removed.
+    `values` are those for which it was picked out (its trial of the round's array), `fresh` all later ones: a
+    confirmation's, controls', every one of the baseline's. Fresh ones alone are replicates that measure the noise.
+    `net_lines` is lines added minus lines removed.
     """
 
     candidate: str
@@ -50,7 +51,7 @@ class Difference:
 
     @property
     def t(self) -> float:
-        """In standard errors; 0 where the noise is unknown."""
+        """In standard errors; 0 where the noise is unknown, infinite where there is none."""
         if self.se == 0:
             return math.copysign(math.inf, self.gain) if self.gain else 0.0
         return self.gain / self.se

@@ -21,7 +21,7 @@ from witness import Clock
 LIMIT_S = 15.0  # from Slurm's knowing to the journal
 
 SCRIPT = """\
-import os, resource, signal, sys, time
+import json, os, resource, signal, sys, time
 MODE = "fine"
 LR = 0.1
 trial, attempt = os.path.basename(os.path.dirname(os.getcwd())), int(os.environ.get("SLURM_RESTART_COUNT", 0))
@@ -33,6 +33,9 @@ class OutOfMemoryError(RuntimeError):
     __module__ = "torch"
 
 
+if MODE == "deadly":  # takes its worker with it, each time
+    with open("../claim-0.json") as file:
+        os.kill(json.load(file)["pid"], signal.SIGKILL)
 if MODE == "exit":
     sys.exit(3)
 if MODE == "raise":
@@ -104,6 +107,7 @@ class Faulty:
         """`cause` is an override that makes the fault; a search that is resumed may do without."""
         self.cluster, self.tag, self._cause = cluster, tag, cause
         self.node = ""  # that is hit
+        self.moment = 0.0  # of what was done to it
         self.said = ""  # standard error of the controller that gave up
         self._overrides = overrides
         self.toy = make(f'it\'s {tag} 5% %x "é"', cluster="slurm", fast=False)

@@ -58,7 +58,9 @@ def _cluster(root: Path) -> Iterator[Sandbox]:
     nodes = ",".join(f"gpu:{kind}:2" for kind in KINDS for _ in range(2))
     cheap = "PartitionName=cheap Nodes=ALL DefaultTime=60 PriorityTier=1 PreemptMode=CANCEL"
     # A late answer of a node that was just killed does not revive it.
-    settings = [word for line in (f"Prolog={prolog}", cheap, "ReturnToService=1") for word in ("--set", line)]
+    settings = [
+        word for line in (f"Prolog={prolog}", cheap, "ReturnToService=1", "SlurmdTimeout=5") for word in ("--set", line)
+    ]
     with booted(root / "slurm", "--nodes", nodes, *settings) as cluster:
         spool = cluster.state / "spool" / nodes_of("spool")[1]
         spool.rename(spool.with_name("lost"))

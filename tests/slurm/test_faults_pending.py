@@ -1,6 +1,7 @@
 """Trials that wait for what never comes: said in words, given up after cluster.stuck_limit_min, and nothing is lost."""
 
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -40,7 +41,9 @@ def stage(cluster: Sandbox, cluster_environment: None, tmp_path_factory: pytest.
             stage.put_on(tag, wait_in_vain, ("fine a", "fine b"), overrides=(SOON,), cause=cause)
         h200 = (SOON, "cluster.constraint=h200")
         stage.put_on("drained", drain, ("fine a", "fine b"), overrides=h200, baseline="alone")
-        stage.put_on("one", hold_one, ("fine a", "fine b", "fine c"), overrides=(SOON, "cluster.max_parallel=1"))
+        stage.put_on(
+            "one", hold_one, ("fine a", "fine b", "fine c", "fine d"), overrides=(SOON, "cluster.max_parallel=1")
+        )
         yield stage
     finally:
         stage.close()
@@ -64,13 +67,17 @@ def drain(run: Faulty) -> None:
         _, run.said = run.command.finish(4)
     finally:
         run.cluster.run("scontrol", "update", "nodename=n3", "state=resume")
+    sinfo = ("sinfo", "-h", "-n", "n3", "-p", "main", "-o", "%t")
+    run.cluster.wait_until(lambda: run.cluster.run(*sinfo).strip() == "idle", 15, "the node's return")
     run.start()
     run.command.finish()
 
 
 def hold_one(run: Faulty) -> None:
-    """One task of an array that runs one task at a time."""
+    """Two tasks of an array that runs one task at a time: one is held, one cancelled before its turn."""
     run.cluster.run("scontrol", "uhold", run.job("fine c"))
+    run.cluster.scancel(run.job("fine d"))  # Slurm keeps no record of it: it is out of the array
+    run.moment = time.time()
     run.command.finish()
 
 
@@ -108,8 +115,9 @@ def test_lost_round_stops_the_run_in_one_line_and_can_be_resumed(stage: Stage, t
 
 def test_one_of_an_array_is_given_up_and_the_others_go_on(stage: Stage) -> None:
     run = stage.played("one")
-    assert run.statuses() == {"fine a": ["OK"], "fine b": ["OK"], "fine c": ["LOST"]}
+    assert run.statuses() == {"fine a": ["OK"], "fine b": ["OK"], "fine c": ["LOST"], "fine d": ["CANCELLED"]}
+    run.tell("scancel of a task that waits", "fine d", stage.clock, since=run.moment)
     given_up(stage, run, "fine c", *REASONS["held"])
     assert run.events("run.stopped")[0]["reason"] == "the plan is complete"
-    arrays = Witness(stage.cluster, run.toy, run.tag).arrays(ended=3)  # sacct does not list what was never eligible
+    arrays = Witness(stage.cluster, run.toy, run.tag).arrays(ended=3)  # sacct lists what was ever eligible to run
     assert arrays == {"r00-a0": ["COMPLETED"] * 3}

@@ -35,6 +35,8 @@ def stage(cluster: Sandbox, cluster_environment: None, tmp_path_factory: pytest.
     try:
         stage.put_on("hands", lay_hands, HANDS, ("fine",))
         stage.put_on("own", finish, ["fine", *OWN], ("fine",), train_s=10)
+        unseen = ("cluster.setup=['test $SLURM_ARRAY_TASK_ID != 1 || exit 0']", "cluster.late_result_s=5")
+        stage.put_on("unseen", finish, ("fine a", "fine b", "deadly"), overrides=unseen)
         stage.put_on("whole", cancel_the_array, ALL, ("fine",), baseline="alone")
         yield stage
     finally:
@@ -147,6 +149,23 @@ def test_worker_killed(stage: Stage) -> None:
     run.tell("worker killed, no result", "killed", stage.clock)
     first, second = run.nodes("killed")
     assert first != second, "tried again on another node"
+
+
+def test_job_that_ends_well_without_a_result(stage: Stage) -> None:
+    run = stage.played("unseen")
+    assert run.statuses()["fine a"] == ["LOST", "OK"]
+    assert run.statuses()["fine b"] == ["OK"]
+    assert "ended as COMPLETED" in run.trials("fine a")[0]["error"]["message"]
+    run.tell("job COMPLETED without a result (late_result_s=5)", "fine a", stage.clock)
+
+
+def test_retries_have_a_bound_and_go_to_other_nodes(stage: Stage) -> None:
+    """A candidate that takes its worker with it each time looks like an infrastructure fault."""
+    run = stage.played("unseen")
+    assert run.statuses()["deadly"] == ["LOST"] * 3, "cluster.max_retries=2"
+    assert len(set(run.nodes("deadly"))) == 3
+    run.accepted_once()
+    assert run.events("run.stopped")[0]["reason"] == "the plan is complete"
 
 
 @pytest.mark.parametrize("mode", UNUSABLE)

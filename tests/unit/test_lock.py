@@ -1,4 +1,4 @@
-"""One controller a run: real processes that want the same lock; nodes and filesystems as far as one machine has them."""
+"""One controller a run: real processes that want the same lock, and other nodes as far as one machine has them."""
 
 import errno
 import fcntl
@@ -33,6 +33,8 @@ if os.environ.get("NO_FLOCK"):
         raise OSError(int(os.environ["NO_FLOCK"]), "Function not implemented")
     fcntl.flock = flock
 path = Path(sys.argv[1])
+if len(sys.argv) > 2:
+    print("ready", flush=True)
 while len(sys.argv) > 2 and not Path(sys.argv[2]).exists():
     time.sleep(0.001)
 try:
@@ -203,8 +205,9 @@ def test_it_is_free_once_the_holder_has_left(
 
 
 def test_a_process_that_has_the_pid_of_a_dead_holder_is_another(path: Path, no_flock: None) -> None:
-    RunLock(path)
-    ours = json.loads(path.read_text())
+    with RunLock(path):
+        assert holder(path)
+        ours = json.loads(path.read_text())
     path.write_text(json.dumps({**ours, "started": ours["started"] - 1}))
     assert holder(path) is None
     RunLock(path).release()
@@ -342,7 +345,7 @@ def test_of_many_that_find_a_stale_lease_one_goes_on(path: Path, another: Callab
             path.write_text(json.dumps({**me, "token": f"dead {round_}"}))
         gun = path.with_name("start")
         racers = [another(flock=False, starting_gun=gun) for _ in range(8)]
-        time.sleep(0.1)
+        assert {racer.says() for racer in racers} == {"ready"}
         gun.touch()
         said = [racer.says() for racer in racers]
         assert said.count("held") == 1, said
@@ -399,7 +402,7 @@ def test_a_filesystem_without_hard_links(
         RunLock(path).release()
         return
     request.getfixturevalue("no_flock")
-    with pytest.raises(RunLockedError, match="neither flock nor hard links work in .*; set runs_dir="):
+    with pytest.raises(RunLockedError, match=r"neither flock nor hard links work in .*; set runs_dir="):
         RunLock(path)
     assert residue(path) == []
 
@@ -442,7 +445,7 @@ def test_the_heart_notices_as_well(path: Path, quick: None, caplog: pytest.LogCa
     lock.raise_if_lost()
     elsewhere(path)
     time.sleep(0.5)
-    with pytest.raises(RunLockedError, match="lost .* to another one: pid 77"):
+    with pytest.raises(RunLockedError, match=r"lost .* to another one: pid 77"):
         lock.raise_if_lost()
     assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
     lock.release()
