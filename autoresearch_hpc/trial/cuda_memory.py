@@ -14,7 +14,7 @@ _LAZY_PEER_ACCESS = 1
 
 
 class _Handle(ctypes.Structure):
-    _fields_ = [("reserved", ctypes.c_char * _HANDLE_BYTES)]  # noqa: RUF012 - ctypes wants it so
+    _fields_ = [("reserved", ctypes.c_char * _HANDLE_BYTES)]
 
 
 class _Bytes:

@@ -19,6 +19,12 @@ def harness_sha256() -> str:
     return hashlib.sha256("".join(sha256_file(f) for f in files if f.is_file()).encode()).hexdigest()
 
 
+def protected(spec: TrialSpec) -> list[Path]:
+    """What no foreign process may read, even where it lies among software: data, and other trials."""
+    run = Path(spec.inbox).parent if spec.inbox else Path(spec.trial_dir)
+    return [run, *([Path(spec.data_dir)] if spec.data_dir else [])]
+
+
 @dataclass(frozen=True, slots=True)
 class _Stamp:
     """What tells a file from another without reading it."""

@@ -92,6 +92,11 @@ class Barrier:
             _checked(_libc.syscall(_RESTRICT_SELF, self._ruleset, ctypes.c_uint32(0)))
             os.close(self._ruleset)
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the child must still have open when it enters."""
+        return (self._ruleset,) if self._ruleset >= 0 else ()
+
     def close(self) -> None:
         if self._ruleset >= 0:
             os.close(self._ruleset)

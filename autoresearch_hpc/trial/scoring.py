@@ -44,10 +44,10 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return nats.view(targets.shape)
 
 
-def bits_per_byte(nats: npt.NDArray[np.float32], num_bytes: npt.NDArray[np.int64]) -> dict[str, object]:
-    """The score of all targets, given the cross-entropy and the bytes of each. Raises Diverged where it is not finite."""
+def bits_per_byte(nats: npt.NDArray[np.float32], num_bytes: npt.NDArray[np.int32]) -> dict[str, object]:
+    """The score, given the cross-entropy and the bytes of each target. Raises Diverged where it is not finite."""
     counted = num_bytes > 0
-    total, all_bytes = float(nats[counted].sum(dtype=np.float64)), int(num_bytes.sum())
+    total, all_bytes = float(nats[counted].sum(dtype=np.float64)), int(num_bytes.sum(dtype=np.int64))
     if not math.isfinite(total):
         raise Diverged("logits that are not finite")
     if all_bytes == 0:

@@ -40,7 +40,7 @@ class InvalidCandidate(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The memory that evaluator and server share: `slots` times inputs `(rows, T)` int32, then logits `(rows, T, V)`."""
+    """The memory that evaluator and server share: all slots' inputs `(rows, T)` int32, then logits `(rows, T, V)`."""
 
     slots: int
     rows: int
@@ -208,3 +208,4 @@ def settle_in(place: Path | None) -> None:
         os.environ.update({name: str(place / "caches" / folder) for name, folder in caches.items()})
         os.chdir(place / "tmp")
     tempfile.tempdir = None
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))

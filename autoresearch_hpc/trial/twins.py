@@ -21,6 +21,7 @@ SHARE = 0.05  # of the rows are tested
 MIN_ROWS, MAX_ROWS = 64, 1024
 _PLAIN = 8  # one row of so many is left as it is: it tells other rows' influence from that of later tokens
 _POOL = 1 << 18  # positions from which cuts are drawn
+_TRIES = 100
 
 Rows = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
@@ -48,6 +49,13 @@ class Twins:
     cut: npt.NDArray[np.int64]
     inputs: Rows  # (n, T)
 
+    def __add__(self, other: "Twins") -> "Twins":
+        return Twins(
+            np.concatenate((self.row, other.row)),
+            np.concatenate((self.cut, other.cut)),
+            np.concatenate((self.inputs, other.inputs)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -64,7 +72,7 @@ def num_tested(num_rows: int, batch_rows: int) -> int:
 
 
 def draw(
-    random: np.random.Generator, rows: Rows, num_bytes: npt.NDArray[np.int64], count: int, nats: Floats | None = None
+    random: np.random.Generator, rows: Rows, num_bytes: npt.NDArray[np.int32], count: int, nats: Floats | None = None
 ) -> Twins:
     """`count` twins of rows `(R, T + 1)`.
 
@@ -93,16 +101,16 @@ def draw(
         behind = int(cut[i]) + 1
         if behind < seq_len:
             inputs[i, behind:] = rows[donor[i], behind:seq_len]
-            while inputs[i, behind] == rows[row[i], behind]:  # the next token itself must be another one
-                inputs[i, behind] = rows[random.integers(num_rows), random.integers(1, seq_len + 1)]
-                if len(np.unique(rows[:64])) == 1:
+            for _ in range(_TRIES):  # the next token itself must be another one
+                if inputs[i, behind] != rows[row[i], behind]:
                     break
+                inputs[i, behind] = rows[random.integers(num_rows), random.integers(1, seq_len + 1)]
     order = random.permutation(count)
     return Twins(row[order], cut[order], inputs[order])
 
 
 def judge(
-    twins: Twins, own: Floats, witnessed: Floats, num_bytes: npt.NDArray[np.int64], tolerance: Tolerance
+    twins: Twins, own: Floats, witnessed: Floats, num_bytes: npt.NDArray[np.int32], tolerance: Tolerance
 ) -> Finding | None:
     """Compare the scores `(n, T)` of the twins' rows: the first server's and the witness's, for the same targets."""
     position = np.arange(own.shape[1])
