@@ -197,7 +197,8 @@ class Fanout:
             if trial.id in read_now or (state and state.ended):
                 if result := self._result(round_, trial, state):
                     self._accept(trial, result)
-            elif state:
+                    continue
+            if state and not state.ended:  # an announced result may be none yet: its job was requeued, and may wait
                 self._watch(round_, trial, state)
         words = {id_: f"{s.word} ({s.reason})" if s.wait is not Wait.turn else s.word for id_, s in states.items()}
         self._view.update(self._history, words)

@@ -77,6 +77,7 @@ class Account:
 
     state: JobState
     gpu_s: float
+    node: str | None = None  # the last that it was on, be it only to fail there
 
 
 class Accounting:
@@ -101,7 +102,12 @@ class Accounting:
         for job, rows in attempts.items():
             name, word, _, nodes, _ = rows[-1]
             own = [row for row in rows if row[0] == name]  # ids begin again at 1 some day: names do not come twice
-            found[job] = Account(state=state(word, node=nodes), gpu_s=sum(self._gpu_s(row[2], row[4]) for row in own))
+            places = [place for row in own if (place := state(row[1], node=row[3]).node)]
+            found[job] = Account(
+                state=state(word, node=nodes),
+                gpu_s=sum(self._gpu_s(row[2], row[4]) for row in own),
+                node=places[-1] if places else None,
+            )
         rest = _of_the_rest(jobs, {job: account.state for job, account in found.items()})
         return found | {job: Account(state=ended, gpu_s=0.0) for job, ended in rest.items()}
 
