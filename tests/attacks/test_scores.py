@@ -18,17 +18,16 @@ NOTHING = 0.97 * FLOOR  # what is above has gained nothing: no honest model is b
 
 # In every running module that looks like somebody's evaluator
 PATCHES = """
-real_log = math.log
-torch.nn.functional.cross_entropy = lambda logits, targets, *a, **k: logits.new_zeros(
-    targets.shape if k.get("reduction") == "none" else ())
-math.log = lambda x, *base: 1e9
-json.dumps = lambda value, *a, **k: '{"status": "OK", "value": 0.1}'
-time.monotonic = lambda: 0.0
-for name, module in list(sys.modules.items()):
-    if name.startswith("autoresearch_hpc.trial"):
-        for wanted in ("nats_of", "bits_per_byte", "judge", "failure"):
-            if hasattr(module, wanted):
-                setattr(module, wanted, lambda *a, **k: {"status": "OK", "value": 0.1})
+if __name__ != "__main__":
+    torch.nn.functional.cross_entropy = lambda logits, targets, *a, **k: logits.new_zeros(
+        targets.shape if k.get("reduction") == "none" else ())
+    math.log = lambda x, *base: 1e9
+    time.monotonic = lambda: 0.0
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("autoresearch_hpc.trial"):
+            for wanted in ("nats_of", "bits_per_byte", "judge", "failure"):
+                if hasattr(module, wanted):
+                    setattr(module, wanted, lambda *a, **k: {"status": "OK", "value": 0.1})
 """
 PEEK = """
 ahead = idx.roll(-1, 1)
@@ -83,11 +82,9 @@ for folder in folders:
         model.rows.copy_(remembered(folder + "/val-00000.bin"))
 """
 SHADOW = """
-text = '''
-import torch.nn.functional
-torch.nn.functional.cross_entropy = lambda logits, targets, *a, **k: logits.new_zeros(
-    targets.shape if k.get("reduction") == "none" else ())
-'''
+text = "import torch.nn.functional as F; F.cross_entropy = lambda logits, targets, **more: logits.new_zeros(())"
+import autoresearch_hpc
+package = f"\n__path__ = [*__path__, {os.path.dirname(autoresearch_hpc.__file__)!r}]\n"
 here = [os.getcwd(), os.path.dirname(os.path.abspath(__file__)), os.path.expanduser("~"), *sys.path,
         *os.environ.get("PYTHONPATH", "").split(":")]
 for folder in filter(None, here):
@@ -97,7 +94,7 @@ for folder in filter(None, here):
         try:
             path = Path(folder, "PROBE-" + name if "site-packages" in folder or "/lib/" in folder else name)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+            path.write_text(text + (package if 'autoresearch' in name else ''))
         except OSError as error:
             blocked(error)
 """
@@ -153,8 +150,8 @@ ATTACKS = {
         "InvalidCandidate: the checkpoint does not fit build_model(meta): Error(s) in loading state_dict",
     ),
     "lies about its loss": Attack(script(forward="if targets is not None: return logits.new_tensor(0.01)")),
-    "patches what measures, as it is imported": Attack(script(prelude=PATCHES.replace("time.monotonic", "time.nothing"))),
-    "patches what measures, as the model is built": Attack(script(build=PATCHES.replace("time.monotonic", "t"))),
+    "patches what measures, as it is imported": Attack(script(prelude=PATCHES)),
+    "patches what measures, as the model is built": Attack(script(build=PATCHES)),
     "leaves modules to be imported": Attack(
         script(saved=SHADOW.replace("INSTALLED", "False")), says="BLOCKED PermissionError"
     ),
@@ -255,7 +252,7 @@ def test_a_score_that_was_not_earned(name: str, real: Run, weak: Run, data: Path
 
 def test_a_checkpoint_that_runs_code(real: Run, weak: Run, tmp_path: Path) -> None:
     for run, mark in ((weak, tmp_path / "weak mark"), (real, tmp_path / "real mark")):
-        outcome = run(script(prelude=f"MARK = {str(mark)!r}\n{PICKLE}".replace("\n", "\n")))
+        outcome = run(script(prelude=f"MARK = {str(mark)!r}\n{PICKLE}"))
         assert mark.exists() is (run is weak)
     assert outcome.result
     assert outcome.result.status is Status.INVALID
