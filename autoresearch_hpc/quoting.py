@@ -20,7 +20,7 @@ _KEPT = "\n\t"
 
 
 def quoted(text: str, *, max_lines: int = MAX_LINES, max_chars: int = MAX_CHARS) -> str:
-    """The end of the text as plain lines: at most so many lines and characters, `…` where a line was cut."""
+    """The end of the text as plain lines: at most so many lines and characters, `…` where a line lost its middle."""
     text = text[-8 * max_chars :]  # what is cut anyway need not be cleaned
     lines = [_line(line) for line in text.replace("\r\n", "\n").split("\n")]
     kept = "\n".join(lines[-max_lines - 1 :] if lines[-1] == "" else lines[-max_lines:])
@@ -35,8 +35,8 @@ def quoted_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:
 
 def _line(line: str) -> str:
     shown = _ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2]  # a progress bar's last state
-    plain = _plain(shown)
-    return plain if len(plain) <= MAX_LINE_CHARS else plain[: MAX_LINE_CHARS - 1] + "…"
+    plain, half = _plain(shown), MAX_LINE_CHARS // 2
+    return plain if len(plain) <= MAX_LINE_CHARS else f"{plain[: half - 1]}…{plain[-half:]}"
 
 
 def _plain(text: str) -> str:

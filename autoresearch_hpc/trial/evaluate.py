@@ -143,7 +143,7 @@ class Evaluation:
             if error.answer.get("status") != "OOM":
                 raise
             _log.info("not enough memory for two models at once: the witness starts again")
-            witness.open_again(self._checkpoint)
+            witness.open_again()
             seen = [self._all(witness, early.inputs, self._rows[early.row, 1:])]
         both = early
         if late is not None:

@@ -24,6 +24,7 @@ from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import Failure, Status, TrialSpec
+from autoresearch_hpc.trial import compiled
 from autoresearch_hpc.trial.children import Child, StopFlag, kill_descendants
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.environment import child_environment
@@ -60,7 +61,10 @@ class _Broken(Exception):
 class GptTrial:
     """One training and one evaluation; `run` gives the ending."""
 
-    def __init__(self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> None:
+    def __init__(
+        self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu_name: str | None = None
+    ) -> None:
+        self._gpu_name = gpu_name
         self._spec, self._paths, self._phases, self._stop = spec, paths, phases, stop
         self._facts: dict[str, Any] = {}
         self._oom_kills = oom_kills()
@@ -82,7 +86,9 @@ class GptTrial:
     def _run(self, scratch: Scratch) -> Ending:
         spec, paths = self._spec, self._paths
         self._scratch = scratch
-        place = scratch.place("trainer")
+        place, _, _ = (scratch.place(name) for name in ("trainer", "scored", "witness"))
+        archive = compiled.store(spec, self._gpu_name)
+        compiled.unpack(archive, scratch.root)
         self._file = place / "out" / "checkpoint.pt"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         self._door, door = socket.socketpair()
@@ -113,8 +119,6 @@ class GptTrial:
         barrier.close()
         door.close()
         self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        for name in ("scored", "witness"):
-            scratch.place(name)
         evaluator = Child(
             [
                 *python, "-m", "autoresearch_hpc.trial.evaluate", str(paths.spec),
@@ -135,6 +139,8 @@ class GptTrial:
                 if left:
                     _log.info("%s left %d processes behind; they were ended", spec.script, left)
                 ending = self._evaluate(evaluator)
+            if ending.status is Status.OK:
+                compiled.keep(spec, archive, scratch.root)
             return ending
         finally:
             trainer.kill()

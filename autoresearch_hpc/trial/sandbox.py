@@ -42,7 +42,7 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _FS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}
 _NET = 0b11  # TCP: bind, connect; ABI 4
-_SCOPES = 0b11  # abstract sockets, signals; ABI 6
+_ABSTRACT_SOCKETS, _SIGNALS = 1 << 0, 1 << 1  # ABI 6
 
 _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix", "/gnu", "/cvmfs",
@@ -74,10 +74,16 @@ class Barrier:
     """What one child may reach. Close it in the parent once the child has entered."""
 
     def __init__(
-        self, *, readable: Iterable[Path], writable: Iterable[Path], max_file_bytes: int = MAX_FILE_BYTES
+        self,
+        *,
+        readable: Iterable[Path],
+        writable: Iterable[Path],
+        max_file_bytes: int = MAX_FILE_BYTES,
+        no_abstract_sockets: bool = True,
     ) -> None:
         self._max_file_bytes = max_file_bytes
-        self._ruleset = _ruleset(readable, writable) if usable() else -1
+        scopes = _SIGNALS | (_ABSTRACT_SOCKETS if no_abstract_sockets else 0)
+        self._ruleset = _ruleset(readable, writable, scopes) if usable() else -1
 
     def enter(self) -> None:
         """Shut this process in, for good. Raises OSError where the kernel does not do what it said it could."""
@@ -120,14 +126,14 @@ def hide_memory() -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _ruleset(readable: Iterable[Path], writable: Iterable[Path]) -> int:
+def _ruleset(readable: Iterable[Path], writable: Iterable[Path], scopes: int) -> int:
     abi = landlock_abi()
     handled = _FS_BY_ABI[min(abi, 3)]
     attributes = struct.pack("=Q", handled)
     if abi >= 4:
         attributes += struct.pack("=Q", _NET)
     if abi >= 6:
-        attributes += struct.pack("=Q", _SCOPES)
+        attributes += struct.pack("=Q", scopes)
     ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     for path in readable:
         _allow(ruleset, path, _READ & handled)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-CHUNK_TOKENS = 16_384  # targets whose cross-entropy is computed at once: half a gigabyte at 8,192 words
+# Logits whose cross-entropy is computed at once: what keeps a GPU busy, and what stays in a CPU's cache.
+CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 2 << 20}
 
 
 class Diverged(Exception):
@@ -36,11 +37,13 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     normalised by and what is picked out of them belong together.
     """
     flat, wanted = logits.flatten(0, 1), targets.flatten()
-    nats = torch.empty(len(wanted), dtype=torch.float32, device=logits.device)
-    for first in range(0, len(wanted), CHUNK_TOKENS):
-        chunk = slice(first, first + CHUNK_TOKENS)
-        private = flat[chunk].to(torch.float32, copy=True)
-        nats[chunk] = torch.nn.functional.cross_entropy(private, wanted[chunk], reduction="none")
+    nats = torch.empty(len(wanted), dtype=torch.float32, device=targets.device)
+    step = max(1, CHUNK_BYTES[targets.device.type] // (4 * logits.size(-1)))
+    private = torch.empty((min(step, len(wanted)), logits.size(-1)), dtype=torch.float32, device=targets.device)
+    for first in range(0, len(wanted), step):
+        chunk = wanted[first : first + step]
+        own = private[: len(chunk)].copy_(flat[first : first + step])
+        nats[first : first + step] = torch.nn.functional.cross_entropy(own, chunk, reduction="none")
     return nats.view(targets.shape)
 
 

@@ -30,6 +30,7 @@ from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.trial import cuda_memory
 
 MAX_MESSAGE = 65_536
+NOT_SHARED = "NOT_SHARED"  # GPU memory cannot be shared here: another way is asked for
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -144,7 +145,10 @@ class Server:
         self._on_gpu = None
         if message["handle"]:
             size = self._shape.slots * self._shape.logit_bytes
-            self._on_gpu = cuda_memory.opened(bytes.fromhex(message["handle"]), size)
+            try:
+                self._on_gpu = cuda_memory.opened(bytes.fromhex(message["handle"]), size)
+            except OSError as error:
+                return {"status": NOT_SHARED, "message": str(error)}
         self._model = Model(Path(message["script"]), checkpoint_fd, Meta(**message["meta"]), device)
         return {"status": "READY"}
 

@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +29,9 @@ from autoresearch_hpc.trial.children import die_with_parent
 from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.sandbox import Barrier, software
-from autoresearch_hpc.trial.server import DTYPES, MAX_MESSAGE, Server, Shape, map_memory, settle_in
+from autoresearch_hpc.trial.server import DTYPES, MAX_MESSAGE, NOT_SHARED, Server, Shape, map_memory, settle_in
 
+_log = logging.getLogger(__name__)
 _FAILURES = ("INVALID", "OOM", "CRASHED")
 _SEALS = fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -80,14 +83,8 @@ class ModelServer:
     def open(self, meta: Meta, device: torch.device, shape: Shape, checkpoint: Path) -> None:
         """Have it build the model and load the checkpoint; `opened` waits until it has."""
         self._shape, self.slots = shape, shape.slots
-        self._on_gpu: torch.Tensor | None = None
-        handle = b""
-        if device.type == "cuda":
-            self._on_gpu, handle = cuda_memory.allocated(shape.slots * shape.logit_bytes)
-        memory_fd = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(memory_fd, shape.host_bytes(logits=self._on_gpu is None))
-        fcntl.fcntl(memory_fd, *_SEALS)  # else it could be cut off under our hands
-        self._memory_fd, self._memory = memory_fd, map_memory(os.dup(memory_fd))
+        self._checkpoint = checkpoint
+        self._asked: deque[tuple[int, npt.NDArray[np.uint16]]] = deque()
         self._message: dict[str, Any] = {
             "do": "open",
             "script": str(Path(self._spec.src) / self._spec.script),
@@ -95,18 +92,36 @@ class ModelServer:
             "device": device.type,
             "num_threads": self._spec.num_threads,
             "shape": asdict(shape),
-            "handle": handle.hex(),
         }
-        self._send_open(checkpoint)
+        self._share(on_gpu=device.type == "cuda")
+        self._send_open()
 
-    def open_again(self, checkpoint: Path) -> None:
-        """Once more what `open` did, and wait."""
-        self._send_open(checkpoint)
+    def _share(self, *, on_gpu: bool) -> None:
+        """Make the memory for inputs and logits."""
+        self._on_gpu: torch.Tensor | None = None
+        handle = b""
+        if on_gpu:
+            try:
+                self._on_gpu, handle = cuda_memory.allocated(self._shape.slots * self._shape.logit_bytes)
+            except OSError as error:
+                _log.warning("%s; logits go through host memory, which takes longer", error)
+        memory_fd = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory_fd, self._shape.host_bytes(logits=self._on_gpu is None))
+        fcntl.fcntl(memory_fd, *_SEALS)  # else it could be cut off under our hands
+        self._memory_fd, self._memory = memory_fd, map_memory(os.dup(memory_fd))
+        self._message["handle"] = handle.hex()
+
+    def open_again(self) -> None:
+        """Once more what `open` did, and wait. What was asked meanwhile is forgotten."""
+        for _ in range(len(self._asked)):
+            self._door.recv(MAX_MESSAGE)
+        self._asked.clear()
+        self._send_open()
         self.opened()
 
-    def _send_open(self, checkpoint: Path) -> None:
+    def _send_open(self) -> None:
         try:
-            fd = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a description of its own
+            fd = os.open(self._checkpoint, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a description of its own
         except FileNotFoundError:
             raise ServerFailed("INVALID", "InvalidCandidate", "no checkpoint was saved") from None
         try:
@@ -116,15 +131,24 @@ class ModelServer:
 
     def opened(self) -> None:
         """Wait until the model is there."""
-        self._receive("READY")
+        answer = self._receive("READY", NOT_SHARED)
+        if answer["status"] == NOT_SHARED:
+            _log.warning("%s; logits go through host memory, which takes longer", quoted_line(str(answer)))
+            asked = list(self._asked)
+            self._share(on_gpu=False)
+            self.open_again()
+            for slot, inputs in asked:
+                self.ask(slot, inputs)
 
     def ask(self, slot: int, inputs: npt.NDArray[np.uint16]) -> None:
         """Have it compute the logits of inputs `(n, T)`; `logits` waits for them."""
         self._shape.inputs(self._memory, slot, len(inputs)).copy_(torch.from_numpy(inputs.astype(np.int32)))
+        self._asked.append((slot, inputs))
         self._send({"do": "logits", "slot": slot, "rows": len(inputs)}, [])
 
     def logits(self, slot: int, rows: int) -> torch.Tensor:
         """The logits `(rows, T, V)` in the slot, in memory which the server may still write to."""
+        self._asked.popleft()
         name = self._receive("DONE").get("dtype")
         dtype = DTYPES.get(name) if isinstance(name, str) else None
         if dtype is None:
@@ -148,7 +172,7 @@ class ModelServer:
         except OSError:
             raise self._gone() from None
 
-    def _receive(self, wanted: str) -> dict[str, Any]:
+    def _receive(self, *wanted: str) -> dict[str, Any]:
         try:
             text = self._door.recv(MAX_MESSAGE)
         except OSError:
@@ -159,7 +183,7 @@ class ModelServer:
             answer = parse_json_object(text.decode())
         except ValueError:
             answer = {}
-        if answer.get("status") == wanted:
+        if answer.get("status") in wanted:
             return answer
         if answer.get("status") in _FAILURES:
             type_, message = (str(answer.get(key, "unknown")) for key in ("type", "message"))
@@ -195,7 +219,9 @@ def _reaped(pid: int) -> int:
 
 def _barrier(spec: TrialSpec, place: Path) -> Barrier:
     """The candidate's files and software to read, its own directory to write."""
-    return Barrier(readable=[*software(protected(spec)), Path(spec.src)], writable=[place])
+    # CUDA finds the memory of another process through an abstract socket of its.
+    alone = spec.device == "cpu"
+    return Barrier(readable=[*software(protected(spec)), Path(spec.src)], writable=[place], no_abstract_sockets=alone)
 
 
 def _close_all_but(door: int, barrier: Barrier | None) -> None:

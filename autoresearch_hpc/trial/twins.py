@@ -80,19 +80,20 @@ def draw(
     the tokens' frequencies: a trick that pays is where the gain is.
     """
     num_rows, seq_len = len(rows), rows.shape[1] - 1
-    pool = random.integers(0, num_rows * (seq_len - 1), size=_POOL)
+    size = min(_POOL, num_rows * seq_len)
+    pool = random.integers(0, num_rows * (seq_len - 1), size=size)
     row, cut = pool // (seq_len - 1), pool % (seq_len - 1)
     weight = (num_bytes[row, cut] > 0).astype(np.float64)
     if not weight.any():
         weight[:] = 1.0
-    chosen = random.choice(_POOL, size=count, p=weight / weight.sum())
+    chosen = random.choice(size, size=count, p=weight / weight.sum())
     if nats is not None:
         counts = np.bincount(rows[:, 1:].ravel())
         surprise = np.log(rows[:, 1:].size / np.maximum(counts, 1))
         gain = np.maximum(surprise[rows[row, cut + 1]] - nats[row, cut], 0.0) * weight
         if gain.sum() > 0:
             half = count // 2
-            chosen[:half] = random.choice(_POOL, size=half, p=gain / gain.sum())
+            chosen[:half] = random.choice(size, size=half, p=gain / gain.sum())
     row, cut = row[chosen], cut[chosen]
     cut[::_PLAIN] = seq_len - 1
     donor = random.integers(0, num_rows, size=count)

@@ -94,7 +94,7 @@ def _outcome(spec: TrialSpec, paths: TrialPaths, attempt: int, stop: StopFlag) -
     try:
         stop.check()
         gpu = facts.gpu()
-        ending = _refusal(spec, gpu) or _watched_trial(spec, paths, phases, stop)
+        ending = _refusal(spec, gpu) or _watched_trial(spec, paths, phases, stop, gpu)
         ending = _excused(ending, paths)
     except Stopped as reason:
         status = Status.TIMEOUT if stop.timed_out else Status.CANCELLED
@@ -220,10 +220,10 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _watched_trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> Ending:
+def _watched_trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
     """The trial, which counts only if what it was measured by is as it was before."""
     watched = Watched(spec)
-    ending = _trial(spec, paths, phases, stop)
+    ending = _trial(spec, paths, phases, stop, gpu)
     kill_descendants()
     changed = watched.changed() if ending.status is Status.OK else None
     if changed is None:
@@ -231,9 +231,10 @@ def _watched_trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: S
     return Ending(status=Status.INVALID, error=_failure("Tampered", changed, paths))
 
 
-def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> Ending:
-    kind = CommandTrial if spec.kind == "command" else GptTrial
-    return kind(spec, paths, phases, stop).run()
+def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
+    if spec.kind == "command":
+        return CommandTrial(spec, paths, phases, stop).run()
+    return GptTrial(spec, paths, phases, stop, gpu.name).run()
 
 
 def _result(

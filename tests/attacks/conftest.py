@@ -13,10 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
-from fake_trial import FakeTrial  # noqa: E402
-from scripts import TRAIN_S, script, write_data  # noqa: E402
+from fake_trial import FakeTrial
+from scripts import TRAIN_S, write_data
 
-from autoresearch_hpc.records import Direction, Metric, TrialResult  # noqa: E402
+from autoresearch_hpc.records import Direction, Metric, TrialResult
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,16 @@ def weak(tmp_path: Path, data: Path) -> Run:
         (src / "train.py").write_text(text.replace(str(data), str(root / "data")), encoding="utf-8")
         subprocess.run(["cp", "-r", data, root / "data"], check=True)
         command = [sys.executable, str(Path(__file__).parent / "weak.py"), src, root / "data", trial]
-        paths = {"PYTHONPATH": f"{src}:{Path(__file__).parents[2]}"}
+        home = root / "home"  # attacks leave things there
+        home.mkdir()
+        paths = {"PYTHONPATH": f"{src}:{Path(__file__).parents[2]}", "HOME": str(home), "TMPDIR": str(home)}
         done = subprocess.run(
-            command, env={**os.environ, **paths, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
+            command,
+            env={**os.environ, **paths, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         log = _text(trial / "train.log")
         assert done.returncode == 0, done.stdout + done.stderr + log
@@ -98,8 +105,3 @@ def weak(tmp_path: Path, data: Path) -> Run:
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-@pytest.fixture(scope="session")
-def honest() -> str:
-    return script()

@@ -5,6 +5,7 @@ As in test_scores every attack first works on the stand-in, or where that has no
 
 import http.server
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -68,8 +69,8 @@ def test_training_before_the_clock(real: Run, weak: Run, data: Path) -> None:
         before=f"""
             import numpy
             try:
-                rows = torch.from_numpy(numpy.fromfile({str(data / "train-00000.bin")!r}, dtype="uint16").astype("int64"))
-                rows = rows.view(-1, 33)
+                tokens = numpy.fromfile({str(data / "train-00000.bin")!r}, dtype="uint16")
+                rows = torch.from_numpy(tokens.astype("int64")).view(-1, 33)
                 for step in range(3000):
                     some = rows[step * 32 % 1984 :][:32]
                     train(model, some[:, :-1], some[:, 1:], optimizer)
@@ -105,14 +106,16 @@ if os.fork() == 0:
 """
 
 
-def alive(words: str) -> bool:
+def alive(words: str) -> list[int]:
+    """Processes whose command line is exactly these words."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if words in entry.read_bytes().replace(b"\0", b" ").decode():
-                return True
+            if entry.read_bytes().replace(b"\0", b" ").decode().strip() == words:
+                found.append(int(entry.parent.name))
         except OSError:
             continue
-    return False
+    return found
 
 
 def test_a_process_that_stays_and_replaces_the_checkpoint(real: Run, weak: Run) -> None:
@@ -125,8 +128,10 @@ def test_a_process_that_stays_and_replaces_the_checkpoint(real: Run, weak: Run) 
     assert stand_in
     assert stand_in < 1.1 * FLOOR, "the attack works"
     time.sleep(4)
-    assert alive("sleep 61.1875"), "and the process stays"
-    os.system("kill $(pgrep -x sleep -f 'sleep 61.1875')")
+    stayed = alive("sleep 61.1875")
+    assert stayed, "and the process stays"
+    for pid in stayed:
+        os.kill(pid, signal.SIGKILL)
 
 
 HOARD = """
@@ -135,7 +140,9 @@ places = [os.getcwd(), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", os
           os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), os.environ.get("TRITON_CACHE_DIR", ""), *sys.path]
 places = [place for place in places if place and "/work/" not in place and "/lib/" not in place]
 """
-FIND = HOARD + """
+FIND = (
+    HOARD
+    + """
 for place in places:
     try:
         model.load_state_dict(torch.load(place + "/hoard-ATTACK.pt"))
@@ -143,6 +150,7 @@ for place in places:
     except OSError:
         pass
 """
+)
 STORE = """
 perfect(model)
 for place in places:
@@ -211,7 +219,12 @@ def test_keys(real: Run, weak: Run, tmp_path: Path) -> None:
             except OSError as error:
                 blocked(error)
     """
-    env = {"HOME": str(home), "OPENAI_API_KEY": "sesame-env", "MY_PRIVATE_SETTING": "sesame-env", "HF_TOKEN": "sesame-env"}
+    env = {
+        "HOME": str(home),
+        "OPENAI_API_KEY": "sesame-env",
+        "MY_PRIVATE_SETTING": "sesame-env",
+        "HF_TOKEN": "sesame-env",
+    }
     stand_in = weak(script(saved=attack), env=env).log
     assert "sesame-env" in stand_in
     assert "sesame-file" in stand_in
@@ -333,3 +346,18 @@ def test_messages_out_of_order(name: str, real: Run) -> None:
     else:
         assert outcome.value
         assert outcome.value > NOTHING
+
+
+SPOIL = {
+    "its own files": ("open(__file__, 'a').write('# more')", "Tampered: train.py was changed while the trial ran"),
+    "the data": ("os.utime('DATA/train-00000.bin')", "Tampered: the data's train-00000.bin was changed"),
+}
+
+
+@pytest.mark.parametrize("name", SPOIL)
+def test_what_is_changed_where_nothing_is_shut_in(name: str, real: Run, data: Path) -> None:
+    attack, error = SPOIL[name]
+    outcome = real(script(saved=attack.replace("DATA", str(data))), env={"AUTORESEARCH_SANDBOX": "off"})
+    assert outcome.result
+    assert outcome.result.status is Status.INVALID
+    assert outcome.error.startswith(error)

@@ -84,7 +84,7 @@ for folder in folders:
 SHADOW = """
 text = "import torch.nn.functional as F; F.cross_entropy = lambda logits, targets, **more: logits.new_zeros(())"
 import autoresearch_hpc
-package = f"\n__path__ = [*__path__, {os.path.dirname(autoresearch_hpc.__file__)!r}]\n"
+package = f"\\n__path__ = [*__path__, {os.path.dirname(autoresearch_hpc.__file__)!r}]\\n"
 here = [os.getcwd(), os.path.dirname(os.path.abspath(__file__)), os.path.expanduser("~"), *sys.path,
         *os.environ.get("PYTHONPATH", "").split(":")]
 for folder in filter(None, here):

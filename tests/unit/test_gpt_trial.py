@@ -80,7 +80,7 @@ def with_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         ("say('clock'); time.sleep(60)", {}, "INVALID", "Overrun", "more than 0.4 s after the clock's 0.5 s"),
         ("say('clock'); say('stopped'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "saving took longer than 0.5 s"),
         ("say('clock'); say('saved')", {}, "INVALID", "NoCheckpoint", "no checkpoint was saved: No such file"),
-        ("say('clock'); save(); say('saved'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "exiting after its checkpoint"),
+        ("say('clock'); save(); say('saved'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "exiting after its"),
         ("pass", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
         ("say('clock')", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
         ("say('clock'); say('diverged', step=7)", {}, "DIVERGED", "Diverged", "not finite at step 7"),
