@@ -93,11 +93,13 @@ class Accounting:
         if lines is None:
             return None
         attempts: dict[str, list[list[str]]] = defaultdict(list)
+        waited: dict[str, list[list[str]]] = defaultdict(list)  # rows of many tasks at once: those that never began
         for line in lines:
             first, *middle, elapsed, nodes, tres = line.split("|")
             row = ["|".join(middle[:-1]), middle[-1], elapsed, nodes, tres]  # a name may hold anything
             for job in _tasks(first):
-                attempts[job].append(row)
+                (waited if "[" in first else attempts)[job].append(row)
+        attempts |= {job: rows for job, rows in waited.items() if job not in attempts}
         found = {}
         for job, rows in attempts.items():
             name, word, _, nodes, _ = rows[-1]
