@@ -76,7 +76,7 @@ def run(config: Config) -> Finished:
         lock = stack.enter_context(RunLock(layout.lock))
         layout.cancel_request.unlink(missing_ok=True)  # asked of an earlier controller
         stack.enter_context(rundir.log_file(layout))
-        ledger = Ledger(stack.enter_context(Journal(layout.journal)))
+        ledger = Ledger(stack.enter_context(Journal(layout.journal)), lock.verify)
         if ledger.history.started_at is None:
             write_text_atomic(layout.config, rundir.as_yaml(config))
             _record_start(ledger, config, layout, repo, start)
