@@ -63,7 +63,7 @@ class Campaign:
         self.log = FaultLog(folder / "faults.log")
         base = cluster.settings_environment
         self.wrappers = Wrappers(folder / "wrappers", base.get("PATH", os.environ["PATH"]))
-        self._env = {**base, "PATH": self.wrappers.path, "AUTORESEARCH_PASS_ENV": "TRAINED"}
+        self._env = {**base, "PATH": self.wrappers.path}
         self._rng = random.Random(f"{seed} kills")
         self._seed = seed
         self._faults = self._own_faults("sweep")

@@ -195,12 +195,13 @@ class Faults:
     # what there is to hit, and what brings all back
 
     def heal(self) -> None:
-        """Every daemon of the cluster runs, and every node takes jobs."""
+        """Every daemon of the cluster runs, and every node takes jobs, as after an administrator's work."""
         self._signal("slurmctld", signal.SIGCONT)
         deadline = time.monotonic() + _HEAL_S
         while True:
             try:
                 self._cluster.tool("up")
+                self._resume_drained()
                 for node in _NODES:
                     self._cluster.start_slurmd(node)
                 self._log.note("the cluster is whole")
@@ -209,6 +210,14 @@ class Faults:
                 if time.monotonic() > deadline:
                     raise
                 self._log.note(f"not yet whole: {error}")
+
+    def _resume_drained(self) -> None:
+        """Slurm drains a node whose processes did not end in time; somebody has to say that it is well again."""
+        for line in self._cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t").splitlines():
+            node, state = line.split()
+            if state.startswith(("drain", "drng")):
+                self._cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+                self._log.note(f"{node} was drained by Slurm, and is resumed")
 
     def _signal(self, daemon: str, number: signal.Signals) -> None:
         settings = load(self._cluster.state)
@@ -284,7 +293,7 @@ def weather(faults: Faults, log: FaultLog, rng: random.Random, mix: Mix) -> Iter
     finally:
         over.set()
         thread.join(120)
-        faults.heal()
+    faults.heal()
     assert not thread.is_alive(), "a fault did not come to its end"
     assert not trouble, trouble
 

@@ -188,10 +188,13 @@ class Verdict:
     # what is left over
 
     def _nothing_left(self) -> Iterator[str]:
+        """No job and no worker. A job that was held by hand just when its trial had ended stays for that hand."""
         uid = self._journal[0]["uid"]
+        held = {f.what for f in self._campaign.log.happened if f.kind == "job held by Slurm"}
 
         def jobs() -> list[str]:
-            return [line for line in self._cluster.run("squeue", "-h", "-o", "%j %i %T").splitlines() if uid in line]
+            lines = self._cluster.run("squeue", "-h", "-r", "-o", "%F_%K %T %j").splitlines()
+            return [line for line in lines if uid in line and not (line.split()[0] in held and "SPECIAL" in line)]
 
         deadline = time.monotonic() + _SETTLE_S
         while (jobs() or local_workers(self._toy)) and time.monotonic() < deadline:
