@@ -15,7 +15,6 @@ from client import Sandbox, booted, is_slurm_variable  # noqa: E402
 from packages import missing  # noqa: E402
 from toy import Toy  # noqa: E402
 
-
 # They measure seconds, or start more than the others: `make test` runs them one at a time, on an idle machine.
 _ALONE = (
     "test_quickstart.py",
