@@ -54,7 +54,7 @@ class Fanout:
     ) -> None:
         self._config, self._layout = config.cluster, layout
         self._wall_limit_s = config.task.wall_limit_s
-        self._record, self._history = ledger.record, ledger.history
+        self._record, self._history, self._verify = ledger.record, ledger.history, ledger.verify
         self._cluster, self._specs, self._budget, self._view, self._stop = cluster, specs, budget, view, stop
         self._on_slurm = cluster.name == "slurm"
         self._inbox = collect.Inbox(layout.inbox, config.cluster.poll_s)
@@ -207,7 +207,7 @@ class Fanout:
         """The trial's result if it is final: its own, or one made up once its job has ended without."""
         paths = self._layout.trial(trial.id)
         result = collect.read_result(paths, self._history.tag, trial.id)
-        if result and collect.is_final(result, state):
+        if result and collect.is_final(result, trial, state):
             return result
         if state is None or not state.ended:
             return None
@@ -338,6 +338,7 @@ class Fanout:
             for name in {t.job_name for t in trials if t.job_name and (not t.job or t.id in self._strangers)}:
                 ids = [t.id for t in trials if t.job_name == name]
                 jobs |= self._cluster.adopt(self._submission(round_, name, ids)) or {}
+            self._verify()
             self._view.note(f"asking the cluster to cancel {len(jobs)} trials")
             self._cluster.cancel(jobs)
         except ClusterError as error:

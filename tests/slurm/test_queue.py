@@ -283,7 +283,7 @@ def test_submission_is_found_wherever_it_is_remembered(
     assert successor.adopt(submission) == {}, "it goes on failing"
     broken("sacct", NO_ACCOUNTING)
     assert on_slurm.place().adopt(submission) == {}
-    broken("sacct", f'echo "{array}_0"; echo "{array}_[2-3%2]"')
+    broken("sacct", f'echo "{array}_0|COMPLETED|n0"; echo "{array}_[2-3%2]|PENDING|None assigned"')
     first, _, third = submission.trials
     assert on_slurm.place().adopt(submission) == {first: f"{array}_0", third: f"{array}_2"}
     broken("squeue", SILENT)

@@ -11,12 +11,12 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors", "bundle", "quoting"},
+    {"errors", "bundle"},
     {"exits", "files", "literals", "records", "stopping"},
     {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space"},
     {"ledger"},
-    {"harness"},
+    {"harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel"},
     {"live", "preflight", "rundir"},
