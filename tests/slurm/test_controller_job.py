@@ -42,7 +42,11 @@ def submit(cluster: Sandbox, toy: Toy, *options: str, words: tuple[str, ...] = (
 
 
 def _submit(cluster: Sandbox, toy: Toy, words: list[str]) -> str:
-    environment = cluster.env | {"AUTORESEARCH_PYTHON": sys.executable, "TRAINED": str(toy.trained_log)}
+    environment = (
+        cluster.env
+        | {"AUTORESEARCH_PYTHON": sys.executable, "TRAINED": str(toy.trained_log)}
+        | {"AUTORESEARCH_PASS_ENV": "TRAINED"}
+    )
     argv = ["sbatch", "--parsable", *words]
     return subprocess.run(
         argv, cwd=toy.root, env=environment, capture_output=True, text=True, check=True

@@ -96,6 +96,7 @@ def test_an_sbatch_that_comes_late_keeps_its_trials(slurm: Callable[..., Toy], m
     layout = RunLayout(toy.run_dir("late"))
     trials = {id_: layout.trial(id_).spec for id_ in toy.journal("late")[-1]["trials"]}
     monkeypatch.setenv("TRAINED", str(toy.trained_log))
+    monkeypatch.setenv("AUTORESEARCH_PASS_ENV", "TRAINED")
     late = Submission(job_name="late-array", trials=trials, array=layout.array(0, "late-array"), wall_limit_s=60)
     jobs = SlurmCluster(ClusterConfig(kind=ClusterKind.slurm)).launch(late)
     scenarios.wait(lambda: len(toy.trained()) == len(trials), None)
