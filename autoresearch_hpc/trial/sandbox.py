@@ -139,6 +139,8 @@ def _ruleset(readable: Iterable[Path], writable: Iterable[Path], scopes: int) ->
     ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     for path in readable:
         _allow(ruleset, path, _READ & handled)
+    for path in _import_roots():  # of a checkout with runs and data in it: Python has to list it, names only
+        _allow(ruleset, path, _READ_DIR)
     for path in writable:
         _allow(ruleset, path, handled)
     for device in _devices():
@@ -191,6 +193,11 @@ def software(protected: Iterable[Path]) -> list[Path]:
             if path not in _ancestors(home) and len(path.parts) > 1:
                 found.update(_without(path, guarded))
     return sorted(found)
+
+
+def _import_roots() -> set[Path]:
+    """Where Python looks for modules, this package's parent among them."""
+    return {Path(__file__).resolve().parents[2], *(Path(entry) for entry in sys.path if Path(entry).is_absolute())}
 
 
 def _searched() -> Iterator[Path]:
