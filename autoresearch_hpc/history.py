@@ -7,7 +7,7 @@ appends, so that a resumed run and one that never stopped are in the same state.
     run.resumed     pid, host
     round.proposed  round, base, proposals {candidate id: proposal}
     round.committed round, candidates [candidate]: one trial of each is wanted
-    trials.wanted   round, stage (array | confirmation), trials {candidate id: further trials}
+    trials.wanted   round, stage (array | remeasurement | look N), trials {candidate id: further trials}
     submit.intent   round, job_name, trials [trial id]
     submit.done     round, job_name, jobs {trial id: job id}
     submit.refused  round, job_name, trials [trial id], reason: they are not in the queue, and may be submitted again
@@ -16,7 +16,8 @@ appends, so that a resumed run and one that never stopped are in the same state.
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
     trial.charged   gpu_s {trial id: GPU-seconds, by the cluster's accounting}
     round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
-    round.judged    round, verdicts {candidate id: verdict}, incumbent {candidate, commit, value}
+    round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: words}, noise,
+                    incumbent {candidate, commit, value}
     round.closed    round: the branch and the tables are up to date
     run.interrupted reason, cancelled [trial id]
     run.stopped     reason
@@ -85,6 +86,7 @@ class Entry:
     candidate: Candidate | None = None
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
+    finding: str = ""  # what was said of it when it was judged
 
     @property
     def trial(self) -> Trial | None:
@@ -176,6 +178,7 @@ class History:
     active: list[tuple[str, str]] = field(default_factory=list)  # spans of a controller's life: (from, last event)
     rounds: list[Round] = field(default_factory=list)
     incumbent: Incumbent | None = None
+    noise: str = ""  # how far replicates spread, in words, as of the last judgement
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
 
@@ -232,6 +235,7 @@ class History:
                 status=entry.result.status if entry.result else Status.LOST,
                 value=entry.value,
                 verdict=entry.verdict,
+                finding=entry.finding,
                 error=entry.result.error if entry.result else None,
             )
             for round_ in self.rounds
@@ -270,7 +274,7 @@ class History:
 
     def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
         round_, stage = self.rounds[data["round"]], data["stage"]
-        more = {"array": round_.wanted, "confirmation": round_.confirming}[stage]
+        more = round_.confirming if stage.startswith("look") else round_.wanted
         for id_, count in data["trials"].items():
             self.entry(id_)
             more[id_] = more.get(id_, 0) + count
@@ -335,6 +339,9 @@ class History:
         round_.judged = True
         for id_, verdict in data["verdicts"].items():
             round_.entries[id_].verdict = Verdict(verdict)
+        for id_, words in data.get("findings", {}).items():
+            round_.entries[id_].finding = words
+        self.noise = data.get("noise") or self.noise
         self.incumbent = Incumbent(**data["incumbent"]) if data["incumbent"] else None
 
     def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ def judge(
         )
     near = [s.candidate for s, d in compared if s.fresh and d.gain > 0 and d.t >= rule.near_miss]
     calls = dict.fromkeys(near, Call.NEAR_MISS) | calls
-    if not promote and look == len(rule.looks) and (simpler := _simpler(rule, compared, noise)):
+    if not promote and (simpler := _simpler(rule, compared, noise)):
         promote, calls[simpler] = simpler, Call.SIMPLER
     return Judgement(
         findings=_findings(rule, candidates, compared, calls, noise, prior),
@@ -98,7 +98,8 @@ def _worth_running(rule: Significant, look: int, still_in: Compared, noise: Nois
 def _simpler(rule: Significant, compared: Compared, noise: Noise) -> str | None:
     """What removes most code among those shown to be worse by less than the margin, corrected for their number.
 
-    An error rate of its own, alpha: it is another claim, and is tested once, after the last look.
+    An error rate of its own, alpha: it is another claim, and is tested once, when the round ends (until the last look
+    whoever could pass is run again).
     """
     if not rule.simplify or not noise.known:
         return None

@@ -16,7 +16,7 @@ LAYERS = [
     {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space"},
     {"ledger"},
-    {"harness"},
+    {"harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel"},
     {"live", "preflight", "rundir"},
