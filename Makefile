@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 include tests/sandbox/sandbox.mk
 
-.PHONY: help setup setup-dev quickstart test test-unit lint type check docs bench clean
+.PHONY: help setup setup-dev quickstart test test-unit chaos lint type check docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,12 @@ test: setup-dev slurm-packages ## all tests that this machine can run
 
 test-unit: setup-dev ## the tests that take seconds
 	$(BIN)/python -m pytest tests/unit
+
+SEED ?= 1
+MINUTES ?= 20
+KILLS ?= 100
+chaos: setup-dev slurm-packages ## one search, its controller killed KILLS times amid faults of every kind, by SEED
+	$(BIN)/python tests/chaos --seed $(SEED) --minutes $(MINUTES) --kills $(KILLS)
 
 lint: setup-dev ## style and types
 	$(BIN)/ruff format --check .

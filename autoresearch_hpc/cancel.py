@@ -7,10 +7,14 @@ cancelled directly, and the journal notes it, so that a later controller trains 
 import argparse
 import getpass
 import os
+import shutil
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from autoresearch_hpc import cluster, entry
 from autoresearch_hpc.config import ClusterConfig, ClusterKind
@@ -40,24 +44,38 @@ def cancel(layout: RunLayout) -> str:
         if not history.rounds or history.stopped:
             return f"{asked}nothing is in flight"
         trials = history.rounds[-1].outstanding
+        place = cluster.build(ClusterConfig(kind=_kind(layout, history)))
         for name in {t.job_name for t in trials if t.job_name}:
             mine = [t for t in trials if t.job_name == name]
-            _cancel_array(layout, history.rounds[-1].index, name, mine)
+            place.cancel(_jobs(place, layout, history.rounds[-1].index, name, mine))
         journal.append("run.interrupted", reason="cancelled", cancelled=[t.id for t in trials])
         return f"{asked}cancelled {len(trials)} trials; resume with tag={history.tag} and the same plan"
 
 
-def _cancel_array(layout: RunLayout, round_: int, job_name: str, trials: list[Trial]) -> None:
-    local = any((t.job or "").startswith("local:") for t in trials)
-    place = cluster.build(ClusterConfig(kind=ClusterKind.local if local else ClusterKind.auto))
+def _kind(layout: RunLayout, history: History) -> ClusterKind:
+    """Where the run's trials are. Not what answers now: a Slurm that is silent has them all the same."""
+    trials = [t for r in history.rounds for entry in r.entries.values() for t in entry.trials]
+    if job := next((t.job for t in trials if t.job), None):
+        return ClusterKind.local if job.startswith("local:") else ClusterKind.slurm
+    kind = ClusterKind[str(OmegaConf.load(layout.config).cluster.kind)]
+    if kind is ClusterKind.auto:
+        kind = ClusterKind.slurm if shutil.which("sbatch") else ClusterKind.local
+    return kind
+
+
+def _jobs(
+    place: cluster.Cluster, layout: RunLayout, round_: int, job_name: str, trials: list[Trial]
+) -> Mapping[str, str]:
+    """The jobs of one submission: those in the journal, and those that bear its name."""
     specs = {t.id: layout.trial(t.id).spec for t in trials}
     submission = cluster.Submission(
         job_name=job_name, trials=specs, array=layout.array(round_, job_name), wall_limit_s=0.0
     )
+    known = {t.id: t.job for t in trials if t.job}
     found = place.adopt(submission)
-    if found is None:
+    if found is None and len(known) < len(trials):
         raise ClusterError(f"Slurm does not say which jobs are named {job_name}", "try again once squeue answers")
-    place.cancel({t.id: t.job for t in trials if t.job} | dict(found))
+    return known | dict(found or {})
 
 
 def _ask(layout: RunLayout, controller: Lease) -> str:

@@ -23,6 +23,7 @@ _TAIL_BYTES = 16_384
 _CLAIM = re.compile(r"claim-(\d+)\.json")
 _INTERRUPTED = {
     "PREEMPTED",
+    "FAILED",  # nobody cancelled it: a node that is shut down, say, ends its workers by SIGTERM
     "NODE_FAIL",
     "BOOT_FAIL",
     "UNKNOWN",
@@ -153,7 +154,8 @@ def _why(trial: Trial, state: JobState, paths: TrialPaths, job_log: Path) -> tup
     if memory.told_by_slurm(job_log):
         message = f"host memory: Slurm ended the job for exceeding its memory, and called that {state.word}"
         return Status.OOM, Failure(type="OverMemory", message=message, tail=log_tail(paths))
-    left = "a result that cannot be used" if paths.result.exists() and state.word not in _INTERRUPTED else "no result"
+    result = paths.result.exists() and (state.word == "FAILED" or state.word not in _INTERRUPTED)
+    left = "a result that cannot be used" if result else "no result"
     where = f" on {state.node}" if state.node else ""
     message = f"the job ended as {state.word}{where} and left {left}"
     return state.status, Failure(type=NO_RESULT, message=message, tail=log_tail(paths))

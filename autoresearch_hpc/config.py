@@ -232,7 +232,7 @@ class ClusterConfig:
     queue_poll_s: float = 10.0  # seconds between questions to the queue, while nothing changes
     max_retries: int = 2  # further trials of a candidate whose trial was lost to the infrastructure
     max_node_faults: int = 2  # after so many lost trials a node is not used any more, where there are others
-    result_grace_s: float = 3.0  # how long a result may stay invisible after its job has failed
+    result_grace_s: float = 1.5  # how long a result may stay invisible after its job has failed
     late_result_s: float = 60.0  # the same after a job that ended well, so has left a result
     stuck_limit_min: float = 60.0  # how long a trial may wait for what does not come by itself (held, a group's limit)
     patience_min: float = 60.0  # how long a submission is tried again while Slurm does not answer or refuses for now

@@ -54,7 +54,7 @@ class Fanout:
     ) -> None:
         self._config, self._layout = config.cluster, layout
         self._wall_limit_s = config.task.wall_limit_s
-        self._record, self._history = ledger.record, ledger.history
+        self._record, self._history, self._verify = ledger.record, ledger.history, ledger.verify
         self._cluster, self._specs, self._budget, self._view, self._stop = cluster, specs, budget, view, stop
         self._on_slurm = cluster.name == "slurm"
         self._inbox = collect.Inbox(layout.inbox, config.cluster.poll_s)
@@ -205,7 +205,8 @@ class Fanout:
             if trial.id in read_now or (state and state.ended):
                 if result := self._result(round_, trial, state):
                     self._accept(round_, trial, result)
-            elif state:
+                    continue
+            if state and not state.ended:  # an announced result may be none yet: its job was requeued, and may wait
                 self._watch(round_, trial, state)
         words = {id_: f"{s.word} ({s.reason})" if s.wait is not Wait.turn else s.word for id_, s in states.items()}
         self._view.update(self._history, words)
@@ -346,6 +347,7 @@ class Fanout:
             for name in {t.job_name for t in trials if t.job_name and (not t.job or t.id in self._strangers)}:
                 ids = [t.id for t in trials if t.job_name == name]
                 jobs |= self._cluster.adopt(self._submission(round_, name, ids)) or {}
+            self._verify()
             self._view.note(f"asking the cluster to cancel {len(jobs)} trials")
             self._cluster.cancel(jobs)
         except ClusterError as error:

@@ -1,16 +1,22 @@
 """A run's journal together with its replay: what is recorded is durable first, and then so."""
 
+from collections.abc import Callable
+
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Journal
 
 
 class Ledger:
-    """The one way in which a run's state changes. `history` is always the journal's replay."""
+    """The one way in which a run's state changes. `history` is always the journal's replay.
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    `verify` raises where the run is another controller's by now.
+    """
+
+    def __init__(self, journal: Journal, verify: Callable[[], None] = lambda: None) -> None:
+        self._journal, self.verify = journal, verify
         self.history = History.replay(journal.events)
 
     def record(self, event: str, **data: object) -> None:
         """Journal the event, then apply it. Raises OSError where it could not be written: then it has not happened."""
+        self.verify()
         self.history.apply(self._journal.append(event, **data))

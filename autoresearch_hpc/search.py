@@ -18,7 +18,7 @@ from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config
 from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.errors import RepoError
+from autoresearch_hpc.errors import ClusterError, RepoError
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import sha256_text, write_text_atomic
 from autoresearch_hpc.history import History
@@ -66,7 +66,7 @@ def run(config: Config) -> Finished:
     decide.require_known(config.decide)
     agent = agents.build(config.agent, config.plan, space, config.seed, preflight.fixed_values(config.corpus))
     place = cluster.build(config.cluster)
-    place.check(config.task.wall_limit_s, layout.root)
+    _check(place, config, layout, resuming=past.started_at is not None)
     rundir.check_writable(layout)
     dataset = preflight.open_data(config, past)
     layout = rundir.make_directory(layout, exclusive=config.tag is None)
@@ -76,7 +76,7 @@ def run(config: Config) -> Finished:
         lock = stack.enter_context(RunLock(layout.lock))
         layout.cancel_request.unlink(missing_ok=True)  # asked of an earlier controller
         stack.enter_context(rundir.log_file(layout))
-        ledger = Ledger(stack.enter_context(Journal(layout.journal)))
+        ledger = Ledger(stack.enter_context(Journal(layout.journal)), lock.verify)
         if ledger.history.started_at is None:
             write_text_atomic(layout.config, rundir.as_yaml(config))
             _record_start(ledger, config, layout, repo, start)
@@ -88,6 +88,16 @@ def run(config: Config) -> Finished:
         reason = _controller(config, layout, ledger, repo, agent, place, dataset, view, lock).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
+
+
+def _check(place: cluster.Cluster, config: Config, layout: RunLayout, *, resuming: bool) -> None:
+    """Whether the cluster would take trials. One that took them before may only be under maintenance."""
+    try:
+        place.check(config.task.wall_limit_s, layout.root)
+    except ClusterError as error:
+        if not resuming:
+            raise
+        _log.warning("%s", error)
 
 
 def _controller(

@@ -1,7 +1,7 @@
-"""`python killed_at.py before|after EVENT COUNT -- ARGUMENTS`: the command line, killed around a journal event.
+"""`python killed_at.py before|torn|after EVENT COUNT -- ARGUMENTS`: the command line, killed around a journal event.
 
-A controller that sends itself SIGKILL right before, or right after, the COUNTth such event that it writes. Watching the
-journal from outside would hit these moments only by luck; nothing but `Journal.append` is changed.
+A controller that sends itself SIGKILL right before, right after, or half way through writing the COUNTth such event.
+Watching the journal from outside would hit these moments only by luck; nothing but `Journal` is changed.
 """
 
 import os
@@ -17,15 +17,26 @@ append = journal.Journal.append
 seen = 0
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_half(self: journal.Journal, line: bytes) -> None:
+    os.write(self._fd, line[: len(line) // 2])
+    die()
+
+
 def append_and_die(self: journal.Journal, event: str, **data: object) -> journal.Event:
     global seen
     seen += event == wanted
     now = event == wanted and seen == count
     if now and moment == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
+    if now and moment == "torn":
+        journal.Journal._write = write_half  # type: ignore[method-assign]
     written = append(self, event, **data)
     if now:
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     return written
 
 

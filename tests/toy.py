@@ -92,7 +92,8 @@ class Toy:
     def start(self, *words: str, module: str = "autoresearch_hpc", env: Mapping[str, str] | None = None) -> "Command":
         """Start a command of the package in the repository."""
         argv = [sys.executable, *(["-m", module] if module else []), *words]
-        environment = {**os.environ, "TRAINED": str(self.trained_log), **(env or {})}
+        passed = {"TRAINED": str(self.trained_log), "AUTORESEARCH_PASS_ENV": "TRAINED"}
+        environment = {**os.environ, **passed, **(env or {})}
         output = self.root.parent / f"output-{self.root.name}-{len(self._started)}"
         self._started.append(Command(argv, self.root, environment, output))
         return self._started[-1]

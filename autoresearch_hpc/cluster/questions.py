@@ -77,6 +77,7 @@ class Account:
 
     state: JobState
     gpu_s: float
+    node: str | None = None  # the last that it was on, be it only to fail there
 
 
 class Accounting:
@@ -92,16 +93,23 @@ class Accounting:
         if lines is None:
             return None
         attempts: dict[str, list[list[str]]] = defaultdict(list)
+        waited: dict[str, list[list[str]]] = defaultdict(list)  # rows of many tasks at once: those that never began
         for line in lines:
             first, *middle, elapsed, nodes, tres = line.split("|")
             row = ["|".join(middle[:-1]), middle[-1], elapsed, nodes, tres]  # a name may hold anything
             for job in _tasks(first):
-                attempts[job].append(row)
+                (waited if "[" in first else attempts)[job].append(row)
+        attempts |= {job: rows for job, rows in waited.items() if job not in attempts}
         found = {}
         for job, rows in attempts.items():
             name, word, _, nodes, _ = rows[-1]
             own = [row for row in rows if row[0] == name]  # ids begin again at 1 some day: names do not come twice
-            found[job] = Account(state=state(word, node=nodes), gpu_s=sum(self._gpu_s(row[2], row[4]) for row in own))
+            places = [place for row in own if (place := state(row[1], node=row[3]).node)]
+            found[job] = Account(
+                state=state(word, node=nodes),
+                gpu_s=sum(self._gpu_s(row[2], row[4]) for row in own),
+                node=places[-1] if places else None,
+            )
         rest = _of_the_rest(jobs, {job: account.state for job, account in found.items()})
         return found | {job: Account(state=ended, gpu_s=0.0) for job, ended in rest.items()}
 

@@ -9,9 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from autoresearch_hpc.cluster import questions
-from autoresearch_hpc.cluster.protocol import JobState
+from autoresearch_hpc.cluster.protocol import JobState, Wait
+from autoresearch_hpc.records import Status
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +25,10 @@ _SEARCH_S = 10.0  # between looks for unlisted jobs
 _CHARGES_S, _CHARGES_MOST_S = 30.0, 600.0  # between questions for charges
 _CHARGES_IDLE_S = 5.0  # the same once nothing runs any more: costs are wanted now
 _LAG_S = 3.0  # accounting hears of an end a little later
+_PLACE_S = 1.0  # accounting hears of a failed launch so much later; between questions where
 _MOST_ARRAYS = 5  # that scontrol, which takes one at a time, is asked about
 _GONE = JobState("UNKNOWN", ended=True)
+_TAKEN_OUT = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
 
 
 class Watcher:
@@ -44,6 +48,9 @@ class Watcher:
         self._silent = False  # it did not answer the last time
         self._unlisted: dict[str, float] = {}  # job -> since
         self._searched: dict[str, float] = {}  # job -> when the last search that included it was over
+        self._waiting: set[str] = set()  # had not begun when last heard of
+        self._unplaced: dict[str, float] = {}  # job whose launch failed, nobody knows where -> when to ask sacct
+        self._places: dict[str, str] = {}
         self._owed: set[str] = set()
         self._charges: dict[str, float] = {}
         self._charges_asked_at = -1e9
@@ -58,7 +65,11 @@ class Watcher:
             if wanted - self._wanted:
                 self._hurry()
             self._wanted = wanted
-            return {job: self._states[job] for job in wanted if job in self._states}
+            return {job: self._placed(job) for job in wanted if job in self._states}
+
+    def _placed(self, job: str) -> JobState:
+        state = self._states[job]
+        return replace(state, node=self._places[job]) if state.node is None and job in self._places else state
 
     def charges(self, jobs: Collection[str]) -> dict[str, float]:
         """GPU-seconds of these jobs, which have ended, as far as they are known."""
@@ -72,6 +83,11 @@ class Watcher:
                 self._charges_due = max(self._charges_asked_at + self._charges_pause_s, time.monotonic() + _LAG_S)
                 self._news.notify_all()
             return {job: self._charges[job] for job in jobs if job in self._charges}
+
+    def submitted(self, jobs: Collection[str]) -> None:
+        """These jobs are in the queue."""
+        with self._news:
+            self._waiting |= set(jobs)
 
     def hurry(self) -> None:
         """Something was done to jobs: news is near."""
@@ -146,6 +162,10 @@ class Watcher:
         self._heard_at = now
         listed = {job: told[job] for job in wanted if job in told}
         self._states = ended | listed
+        self._waiting -= {job for job, state in self._states.items() if state.word != "PENDING"}
+        self._waiting |= {job for job, state in listed.items() if state.word == "PENDING"}
+        failed = (job for job, state in listed.items() if state.wait is Wait.failed and job not in self._places)
+        self._unplaced = {job: self._unplaced.get(job, now + _PLACE_S) for job in failed}
         self._unlisted = {job: self._unlisted.get(job, now) for job in wanted - set(self._states)}
         self._searched = {job: at for job, at in self._searched.items() if job in self._unlisted}
         self._conclude()
@@ -166,7 +186,9 @@ class Watcher:
             now = time.monotonic()
             unlisted = set() if self._silent else set(self._unlisted)
             owed = set(self._owed) if now >= self._charges_due else set()
-        told = self._accounting.jobs(unlisted | owed) or {}
+            unplaced = {job for job, due in self._unplaced.items() if now >= due}
+        answer = self._accounting.jobs(unlisted | owed | unplaced)
+        told = answer or {}
         ends = {job: told[job].state for job in unlisted if job in told and told[job].state.ended}
         for array in questions.arrays_of(unlisted - set(ends))[:_MOST_ARRAYS]:
             shown = questions.scontrol(array) or {}
@@ -178,12 +200,24 @@ class Watcher:
                 if job in ends:
                     self._states[job] = ends[job]
                     del self._unlisted[job]
+                elif answer is not None and job not in told and self._taken_out(job, told):
+                    self._states[job] = _TAKEN_OUT
+                    del self._unlisted[job]
             self._conclude()
+            self._places |= {job: node for job in unplaced if job in told and (node := told[job].node)}
+            waiting = {job: now + _PLACE_S for job in self._unplaced if job not in self._places}
+            self._unplaced = waiting if not self._accounting.off else {}
             self._take_charges({job: account for job, account in told.items() if account.state.ended}, owed, now)
+
+    def _taken_out(self, job: str, told: Collection[str]) -> bool:
+        """Whether it was cancelled by itself while it waited: Slurm keeps no record of that, only of its array."""
+        array = questions.array_of(job)
+        return job in self._waiting and any(questions.array_of(other) == array for other in (*told, *self._states))
 
     def _accounting_due(self) -> float | None:
         unlisted = () if self._silent else self._unlisted
         moments = [self._searched[job] + _SEARCH_S if job in self._searched else 0.0 for job in unlisted]
+        moments += self._unplaced.values()
         if self._owed and not self._accounting.off:
             moments.append(self._charges_due)
         return min(moments, default=None)

@@ -81,7 +81,9 @@ class SlurmCluster:
             array = self._submit(submission, ())
         finally:
             self._watcher.hurry()
-        return {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
+        jobs = {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
+        self._watcher.submitted(jobs.values())
+        return jobs
 
     def _submit(self, submission: Submission, avoid: tuple[str, ...]) -> str:
         executor = ArrayExecutor(submission.array.root)

@@ -189,18 +189,20 @@ class Faulty:
         (at,) = [line["at"] for line in self.events("trial.done") if line["trial"] == wanted]
         return datetime.fromisoformat(at).timestamp()
 
-    def tell(self, fault: str, mode: str, clock: Clock, *words: str, since: float | None = None) -> None:
-        """Print a line of the table, and check that it took no longer than it may."""
+    def tell(self, fault: str, mode: str, clock: Clock | None, *words: str, since: float | None = None) -> None:
+        """Print a line of the table, and check that it took no longer than it may, since squeue told of it."""
         result = self.trials(mode)[0]
-        begun = clock.at(self.jobs()[result["trial"]], *words) if since is None else since
-        seconds = max(0.0, self.done_at(mode) - begun)
+        if since is None:
+            assert clock
+            since = clock.at(self.jobs()[result["trial"]], *words)
+        seconds = max(0.0, self.done_at(mode) - since)
         print(f"FAULT {fault:58} | {result['status']:9} | {seconds:4.1f} s")
         assert seconds <= LIMIT_S, f"{fault}: {seconds:.1f} s"
 
     def told_by_worker(self, fault: str, mode: str) -> None:
         """The same for a fault that the worker reports itself: since its result."""
         at = datetime.fromisoformat(self.trials(mode)[0]["ended_at"]).timestamp()
-        self.tell(fault, mode, None, since=at)  # type: ignore[arg-type]
+        self.tell(fault, mode, None, since=at)
 
     def first_nodes(self) -> dict[str, str]:
         """Mode -> the node of its candidate's first life."""

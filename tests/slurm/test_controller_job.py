@@ -131,7 +131,7 @@ def test_where_requeue_is_forbidden_another_job_follows(cluster: Sandbox, slurm:
 
 def test_who_cancels_the_run_ends_its_controller_for_good(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
     """`.cancel` from elsewhere: what it asks goes by a file, not by a signal. The job does not come back."""
-    toy = slurm(sleep_s=15)
+    toy = slurm(sleep_s=9)
     job = submit(cluster, toy)
     bystander = cluster.sbatch("sleep 60", "--job-name=bystander")
     cluster.wait_until(lambda: len(toy.trained()) == 2, 30, "both trials at work")
@@ -148,6 +148,23 @@ def test_who_cancels_the_run_ends_its_controller_for_good(cluster: Sandbox, slur
     assert left == [bystander]
     toy.search(f"job-{job}").finish()
     scenarios.complete(toy, f"job-{job}", interruptions=1)
+
+
+def test_cancel_concludes_nothing_from_a_silent_slurm(
+    slurm: Callable[..., Toy], broken: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its controller was killed between intent and submission: nobody but Slurm knows whether there are jobs."""
+    toy = slurm(sleep_s=1, overrides=("cluster.kind=auto",))
+    scenarios.killed_at(toy, "silent", "after", "submit.intent").finish(-signal.SIGKILL)
+    before = toy.journal("silent")
+    for command in ("squeue", "sacct"):
+        broken(command, "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    _, err = toy.start("silent", module="autoresearch_hpc.cancel").finish(4)
+    assert err.splitlines()[-1].startswith("autoresearch_hpc: Slurm does not say which jobs are named silent-")
+    assert toy.journal("silent") == before
+    monkeypatch.undo()
+    out, _ = toy.start("silent", module="autoresearch_hpc.cancel").finish()
+    assert out.startswith("cancelled 2 trials; resume with tag=silent")
 
 
 def test_scancel_of_the_controller_leaves_its_arrays(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:

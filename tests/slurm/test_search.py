@@ -253,29 +253,6 @@ def test_pytorch_script_of_another_kind(slurm: Callable[..., Toy]) -> None:
     assert toy.git("diff", "HEAD", "autoresearch/env") == ""
 
 
-def test_controller_as_a_job_comes_back_after_a_requeue(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
-    """sbatch sends USR1 before the time limit; here scancel does. The array runs on and is not submitted again."""
-    toy = slurm(k=1, sleep_s=8, name="a plain folder")  # sbatch's own log file does not bear a % in the path
-    script = ROOT / "sbatch" / "controller.sbatch"
-    environment = cluster.env | {"AUTORESEARCH_PYTHON": sys.executable, "TRAINED": str(toy.trained_log)}
-    words = ["sbatch", "--parsable", str(script), "+round=toy", *toy.overrides]
-    job = subprocess.run(
-        words, cwd=toy.root, env=environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    tag = f"job-{job}"
-    cluster.wait_until(lambda: len(toy.trained()) == 2, 30, "both trials at work")
-    cluster.scancel("--signal=USR1", "--batch", job)
-    cluster.wait_state(job, "COMPLETED", timeout_s=60)
-    scenarios.complete(toy, tag)
-    log = (toy.root / f"autoresearch-{job}.log").read_text()
-    assert f"stopped by SIGTERM; resume with tag={tag}" in log
-    assert "branch" in log
-    events = [line["event"] for line in toy.journal(tag)]
-    assert events.count("run.resumed") == events.count("run.interrupted") == events.count("submit.intent") == 1
-    assert Witness(cluster, toy, tag).arrays(ended=2) == {"r00-a0": ["COMPLETED"] * 2}
-    assert {r["attempt"] for r in toy.results(tag)} == {0}, "the controller's requeue is not the trials'"
-
-
 @pytest.mark.skipif(
     not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), reason="the extra [launcher]"
 )

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from client import FINAL_STATES, Sandbox
 from toy import Toy
@@ -40,9 +38,9 @@ class Clock:
 
     def __init__(self, cluster: Sandbox) -> None:
         self._cluster, self._over = cluster, threading.Event()
+        self._seen: dict[str, dict[str, float]] = {}  # task -> "STATE" or "STATE reason" -> when
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
-        self._seen: dict[str, dict[str, float]] = {}  # task -> "STATE" or "STATE reason" -> when
 
     def _look(self) -> None:
         while not self._over.wait(0.25):
@@ -62,12 +60,3 @@ class Clock:
     def stop(self) -> None:
         self._over.set()
         self._thread.join(10)
-
-
-@contextmanager
-def watched(cluster: Sandbox) -> Iterator[Clock]:
-    clock = Clock(cluster)
-    try:
-        yield clock
-    finally:
-        clock.stop()

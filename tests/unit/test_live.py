@@ -189,7 +189,8 @@ def test_a_terminal_gets_the_table(run: FakeRun, term: str, kind: str) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom autoresearch_hpc import history, journal, layout, live\n"
         "from autoresearch_hpc.config import Config, PlanConfig\n"
-        "l = layout.RunLayout(Path(sys.argv[1]))\nview = live.open_view(Config(plan=PlanConfig(name='p')), l, shared=True)\n"
+        "l = layout.RunLayout(Path(sys.argv[1]))\n"
+        "view = live.open_view(Config(plan=PlanConfig(name='p')), l, shared=True)\n"
         "view.update(history.History.replay(journal.read(l.journal)), {})\nview.close()\nprint(type(view).__name__)"
     )
     run.propose(["the baseline"])
