@@ -31,7 +31,8 @@ quickstart: setup ## a real search on this machine, in about two minutes
 	$(BIN)/python -m autoresearch_hpc +round=quickstart
 
 test: setup-dev slurm-packages ## all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-unit: setup-dev ## the tests that take seconds
 	$(BIN)/python -m pytest tests/unit

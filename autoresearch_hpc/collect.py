@@ -80,14 +80,16 @@ def read_result(paths: TrialPaths, run: str, trial: str) -> TrialResult | None:
     return result if (result.run, result.trial) == (run, trial) and result.attempt >= newest else None
 
 
-def is_final(result: TrialResult, state: JobState | None) -> bool:
+def is_final(result: TrialResult, trial: Trial, state: JobState | None) -> bool:
     """Whether the result stands.
 
-    A worker that had to stop cannot tell why: until its job has ended it may be requeued, and a job that was preempted
-    or lost its node says nothing of the trial.
+    A worker that had to stop cannot tell why: until its job has ended it may be requeued, and a job that was preempted,
+    lost its node, or was given up says nothing of the trial.
     """
     if result.status is not Status.CANCELLED:
         return True
+    if trial.given_up is not None:
+        return False
     return state is not None and state.ended and state.word not in _INTERRUPTED
 
 

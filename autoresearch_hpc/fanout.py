@@ -215,7 +215,7 @@ class Fanout:
         """The trial's result if it is final: its own, or one made up once its job has ended without."""
         paths = self._layout.trial(trial.id)
         result = collect.read_result(paths, self._history.tag, trial.id)
-        if result and collect.is_final(result, state):
+        if result and collect.is_final(result, trial, state):
             return result
         if state is None or not state.ended:
             return None

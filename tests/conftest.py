@@ -15,9 +15,21 @@ from client import Sandbox, booted, is_slurm_variable  # noqa: E402
 from packages import missing  # noqa: E402
 from toy import Toy  # noqa: E402
 
+# They measure seconds, or start more than the others: `make test` runs them one at a time, on an idle machine.
+_ALONE = (
+    "test_quickstart.py",
+    "test_manners.py",
+    "test_chaos.py",
+    "test_faults_",
+    "test_four_at_once",
+    "test_second_cluster",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.name.startswith(_ALONE) or item.name.startswith(_ALONE):
+            item.add_marker("alone")
         for folder in ("slurm", "e2e"):
             if _HERE / folder in item.path.parents:
                 item.add_marker(folder)

@@ -53,8 +53,15 @@ def _of_the_rest(jobs: Collection[str], told: Mapping[str, JobState]) -> dict[st
 
 def squeue_named(name: str) -> set[str] | None:
     """The jobs of this name that slurmctld has in mind, of those of this user."""
-    lines = _ask(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), f"--name={name}", "-o", "%F_%K"])
-    return None if lines is None else set(lines)
+    words = ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), f"--name={name}", "-o", "%F_%K|%T|%N"]
+    lines = _ask(words)
+    return None if lines is None else _accepted(lines)
+
+
+def _accepted(lines: Iterable[str]) -> set[str]:
+    """The jobs of these rows (id, state, node), without those that Slurm has refused: it may keep a record of them."""
+    rows = [line.split("|", 2) for line in lines if line.count("|") >= 2]
+    return {job for job, word, node in rows if not (word == "FAILED" and node in ("", "None assigned"))}
 
 
 def scontrol(array: str) -> dict[str, JobState] | None:
@@ -121,8 +128,8 @@ class Accounting:
 
     def named(self, name: str) -> set[str] | None:
         """The jobs of this name."""
-        lines = self._ask(["-S", _NAMES_SINCE, f"--name={name}", "-o", "JobID"])
-        return None if lines is None else {job for line in lines for job in _tasks(line)}
+        lines = self._ask(["-S", _NAMES_SINCE, f"--name={name}", "-o", "JobID,State,NodeList"])
+        return None if lines is None else {job for first in _accepted(lines) for job in _tasks(first)}
 
     def _ask(self, words: list[str]) -> list[str] | None:
         if self.off:

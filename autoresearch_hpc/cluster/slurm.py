@@ -75,15 +75,28 @@ class SlurmCluster:
         except (NoRoomError, NoAnswerError):
             raise
         except ClusterError as error:
-            if not submission.avoid or not about_nodes(error):
+            if not about_nodes(error):
                 raise
-            warn_once(f"there are no nodes but those to avoid ({', '.join(submission.avoid)}): they are used again")
-            array = self._submit(submission, ())
+            array = self._submit_anywhere(submission, error)
         finally:
             self._watcher.hurry()
         jobs = {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
         self._watcher.submitted(jobs.values())
         return jobs
+
+    def _submit_anywhere(self, submission: Submission, refusal: ClusterError) -> str:
+        """Use the nodes to avoid again. Where there are none even so, some may come back: `check` has found them."""
+        try:
+            if submission.avoid:
+                warn_once(f"there are no nodes but those to avoid ({', '.join(submission.avoid)}): they are used again")
+                return self._submit(submission, ())
+        except ClusterError as error:
+            if not about_nodes(error):
+                raise
+            refusal = error
+        if "nvalid node" in str(refusal):
+            raise refusal
+        raise NoAnswerError(f"no node takes the trials now: {refusal}") from refusal
 
     def _submit(self, submission: Submission, avoid: tuple[str, ...]) -> str:
         executor = ArrayExecutor(submission.array.root)

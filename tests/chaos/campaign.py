@@ -300,11 +300,11 @@ class Campaign:
 def _below(pid: int) -> list[int]:
     """The children of a process, and theirs."""
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(word) for word in task.read_text().split()]
-        except OSError:
-            continue
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(word) for word in (task / "children").read_text().split()]
+    except OSError:  # it, or a thread of it, has just ended
+        pass
     return found + [below for child in found for below in _below(child)]
 
 

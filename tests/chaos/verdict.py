@@ -33,6 +33,7 @@ class Verdict:
         self._lost: set[str] = set()
         self._doubled: set[str] = set()
         self._again: Counter[str] = Counter()
+        self._records = 0
 
     def violations(self) -> list[str]:
         checks = (
@@ -106,9 +107,12 @@ class Verdict:
         log = self._toy.trained_log.read_text("utf-8").splitlines()
         marks = Counter(f"{Path(line).parts[-4]}-{Path(line).parts[-2]}" for line in log)
         submitted: dict[str, str] = {}
+        names: dict[str, set[str]] = defaultdict(set)
         for line in self._events("submit.intent"):
             for trial in line["trials"]:
                 submitted.setdefault(trial, line["at"])
+                names[trial].add(line["job_name"])
+        disturbed = self._campaign.wrappers.disturbed()
         done = {line["trial"]: line for line in self._events("trial.done")}
         for trial, count in marks.items():
             candidate, _, index = trial.rpartition("-")
@@ -121,8 +125,12 @@ class Verdict:
                 yield f"{trial} was trained and never announced"
         for line in self._events("trial.dropped"):
             trial, status = line["trial"], done[line["trial"]]["result"]["status"]
-            if status != "LOST" or not self._suffered(trial, submitted[trial], done[trial]["at"]):
-                self._again[trial.rpartition("-")[0]] += 1
+            if status == "LOST" and not marks[trial] and names[trial] & disturbed:
+                # Slurm keeps a FAILED record of an array that it refused. Who never heard the refusal takes the record
+                # for the array: a trial is spent, and none is run twice.
+                self._records += 1
+            elif status != "LOST" or not self._suffered(trial, submitted[trial], done[trial]["at"]):
+                self._again[trial.rpartition("-")[0]] += bool(marks[trial])
                 yield f"{trial} was dropped as {status} ({line['reason']}) and no fault had hit it"
 
     def _suffered(self, trial: str, since: str, until: str) -> bool:
@@ -241,6 +249,7 @@ class Verdict:
             ("arrays", self.arrays),
             ("trials submitted", f"{trials} ({refused} of them never got into the queue)"),
             ("trials dropped and repeated", len(self._events("trial.dropped"))),
+            ("  never run: the record of a refused array", self._records),
             ("attempts that Slurm ran again", restarts),
             ("trainings", sum(self._toy.trained().values())),
             ("journal events", len(self._journal)),

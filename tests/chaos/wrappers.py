@@ -18,10 +18,14 @@ if mv "$here/$name.once" "$here/$name.$$" 2>/dev/null; then mode=$(cat "$here/$n
 elif [ -f "$here/$name.lasting" ]; then mode=$(cat "$here/$name.lasting")
 fi
 [ "$mode" = usual ] || echo "$name $mode" >>"$here/acts"
+if [ $name = sbatch ]; then
+    for script; do :; done
+    array=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+    [ "$mode" = usual ] || echo "$array" >>"$here/disturbed"
+fi
 submit() {{
     answer=$("$real" "$@"); code=$?
-    for script; do :; done
-    [ $code != 0 ] || echo "$answer of $(sed -n 's/^#SBATCH --job-name=//p' "$script")" >>"$here/taken"
+    [ $code != 0 ] || echo "$answer of $array" >>"$here/taken"
 }}
 fail() {{ echo "$1" >&2; exit 1; }}
 refuse() {{ fail "sbatch: error: Batch job submission failed: $1"; }}
@@ -84,6 +88,10 @@ class Wrappers:
     def acts(self) -> Counter[str]:
         """How often each command misbehaved in each way."""
         return Counter(self._lines("acts"))
+
+    def disturbed(self) -> set[str]:
+        """Names of the arrays whose submission was disturbed."""
+        return set(self._lines("disturbed"))
 
     def taken(self) -> dict[str, list[str]]:
         """Name -> ids of the arrays that sbatch took under it, whoever heard of it."""

@@ -89,6 +89,8 @@ class Cluster:
         for name in ("slurmdbd", "mariadbd", "munged"):  # each one needs the next
             daemons.stop(settings, [name])
         daemons.kill_leftovers(settings)
+        if settings.path("spool").is_symlink():
+            shutil.rmtree(settings.spool, ignore_errors=True)
         if (guard := daemons.guard_of(settings)) not in (None, os.getpid()):
             daemons.kill([guard])
 

@@ -22,7 +22,7 @@ SlurmctldPort={port}
 SlurmdUser={user}
 CredType=cred/{auth}
 StateSaveLocation={state}/control
-SlurmdSpoolDir={state}/spool/%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={state}/run/slurmctld.pid
 SlurmdPidFile={state}/run/slurmd-%n.pid
 SlurmctldLogFile={state}/log/slurmctld.log
@@ -94,8 +94,11 @@ def account_commands(settings: Settings) -> str:
 
 def write_files(settings: Settings) -> None:
     """Make the folders and write every file of the cluster. Secrets are readable by their owner only."""
-    for folder in ("etc", "log", "run", "spool", "control", "dev"):
+    for folder in ("etc", "log", "run", "control", "dev"):
         settings.path(folder).mkdir(parents=True, exist_ok=True)
+    settings.spool.mkdir(parents=True, exist_ok=True)
+    if not settings.path("spool").exists():
+        settings.path("spool").symlink_to(settings.spool)
     if not settings.path("etc/munge.key").exists():
         _write_private(settings.path("etc/munge.key"), os.urandom(128))
     for k in range(max(sum(count for _, count in gpus_of(node)) for node in settings.nodes)):
@@ -142,7 +145,7 @@ def _gres_conf(settings: Settings) -> str:
 def _slurm_conf(settings: Settings) -> str:
     host = socket.gethostname().split(".")[0]
     # Job ids of a new cluster must not meet the folders that an older cluster's jobs left behind.
-    values = asdict(settings) | {"first_job_id": 1_000 + 4 * int(time.time()) % 60_000_000}
+    values = asdict(settings) | {"spool": settings.spool, "first_job_id": 1_000 + 4 * int(time.time()) % 60_000_000}
     text = _common(settings) + _SLURM.format(cluster=_CLUSTER, host=host, user=user_name(), **values)
     if settings.accounting == "mysql":
         kinds = dict.fromkeys(kind for node in settings.nodes for kind, _ in gpus_of(node))

@@ -45,6 +45,12 @@ class Settings:
         if len(self.nodes) > _PORT_BLOCK - 3:
             raise SandboxError(f"at most {_PORT_BLOCK - 3} nodes, not {len(self.nodes)}")
 
+    @property
+    def spool(self) -> Path:
+        """Where slurmd keeps its jobs: a short path, because sockets are made there, whose paths end at 108 bytes."""
+        inside = self.path("spool")
+        return inside if len(os.fsencode(inside)) < 60 else own_folder(f"spool-{zlib.crc32(self.state.encode()):08x}")
+
     def path(self, *parts: str) -> Path:
         return Path(self.state, *parts)
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -140,13 +140,20 @@ def test_refusal_for_good_is_one_line(on_slurm: Bench) -> None:
             ({"account": "nobody"}, "nvalid account"),
             ({"qos": "nothing"}, "nvalid qos"),
             ({"sbatch": {"nodelist": "n99"}}, "nvalid node name"),
-            ({"gpus": 99}, "node configuration is not available"),
         ]
     ):
         with pytest.raises(ClusterError, match=cause) as refused:
             on_slurm.place(**settings).launch(on_slurm.submission(f"for-good-{k}", ["true"]))
         assert type(refused.value) is ClusterError
         assert "\n" not in str(refused.value)
+
+
+def test_nodes_that_are_missing_in_mid_run_may_come_back(on_slurm: Bench) -> None:
+    """`check` refuses such a request at the start; later it is a node that is drained or just restarts."""
+    place, submission = on_slurm.place(gpus=99), on_slurm.submission("no-node", ["true"])
+    with pytest.raises(NoAnswerError, match=r"no node takes the trials now: .*node configuration is not available"):
+        place.launch(submission)
+    assert place.adopt(submission) == {}, "a record that Slurm keeps of a refused array is no array"
 
 
 @pytest.mark.parametrize(

@@ -182,14 +182,16 @@ def test_only_the_newest_attempts_result_counts(paths: TrialPaths) -> None:
 
 def test_a_worker_that_had_to_stop_is_believed_once_its_job_has_ended(paths: TrialPaths) -> None:
     stopped = replace(ok(paths), status=Status.CANCELLED, metric=spec(paths).metric)
-    assert not collect.is_final(stopped, None)
-    assert not collect.is_final(stopped, JobState("RUNNING", ended=False))
-    assert not collect.is_final(stopped, JobState("REQUEUED", ended=False))
-    assert collect.is_final(stopped, JobState("CANCELLED", ended=True, status=Status.CANCELLED))
-    assert collect.is_final(stopped, JobState("COMPLETED", ended=True))
-    assert not collect.is_final(stopped, JobState("PREEMPTED", ended=True))
-    assert not collect.is_final(stopped, JobState("NODE_FAIL", ended=True))
-    assert collect.is_final(ok(paths), None)
+    assert not collect.is_final(stopped, trial(), None)
+    assert not collect.is_final(stopped, trial(), JobState("RUNNING", ended=False))
+    assert not collect.is_final(stopped, trial(), JobState("REQUEUED", ended=False))
+    assert collect.is_final(stopped, trial(), JobState("CANCELLED", ended=True, status=Status.CANCELLED))
+    assert collect.is_final(stopped, trial(), JobState("COMPLETED", ended=True))
+    assert not collect.is_final(stopped, trial(), JobState("PREEMPTED", ended=True))
+    assert not collect.is_final(stopped, trial(), JobState("NODE_FAIL", ended=True))
+    held = trial(given_up="never began again")
+    assert not collect.is_final(stopped, held, JobState("CANCELLED", ended=True, status=Status.CANCELLED))
+    assert collect.is_final(ok(paths), trial(), None)
 
 
 def test_a_node_is_faulty_once_it_has_lost_several_candidates(tmp_path: Path) -> None:
