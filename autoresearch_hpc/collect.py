@@ -15,6 +15,7 @@ from autoresearch_hpc.cluster import JobState
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.history import History, Trial
 from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.quoting import quoted
 from autoresearch_hpc.records import Failure, Phases, SlurmJob, Status, TrialResult, TrialSpec, from_json
 from autoresearch_hpc.trial import memory
 
@@ -188,6 +189,6 @@ def log_tail(paths: TrialPaths, num_lines: int = 40) -> str:
     try:
         with paths.log.open("rb") as file:
             file.seek(max(0, paths.log.stat().st_size - _TAIL_BYTES))
-            return "\n".join(file.read(_TAIL_BYTES).decode("utf-8", errors="replace").splitlines()[-num_lines:])
+            return quoted(file.read(_TAIL_BYTES).decode("utf-8", errors="replace"), max_lines=num_lines)
     except OSError:
         return ""

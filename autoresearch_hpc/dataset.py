@@ -10,6 +10,7 @@ The reader checks every file's size at once; its content only on request (`verif
 every node would cost more than it saves.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,11 @@ class Dataset:
         files: tuple[DataFile, ...] = getattr(self.manifest, split)
         return [np.memmap(self.root / file.name, dtype=np.uint16, mode="r", shape=(file.rows, width)) for file in files]
 
+    def open_rows(self, split: Split) -> list[int]:
+        """The split's files as open file descriptors, for `map_rows` in another process. The caller closes them."""
+        files: tuple[DataFile, ...] = getattr(self.manifest, split)
+        return [os.open(self.root / file.name, os.O_RDONLY | os.O_CLOEXEC) for file in files]
+
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """UTF-8 bytes of each token id, `(vocab_size,)`; 0 for special tokens."""
         return np.fromfile(self.root / TOKEN_BYTES, dtype=np.int32)
@@ -110,6 +116,12 @@ class Dataset:
     def _files(self) -> tuple[DataFile, ...]:
         m = self.manifest
         return (m.tokenizer, m.token_bytes, *m.train, *m.val)
+
+
+def map_rows(fd: int, rows: int, seq_len: int) -> npt.NDArray[np.uint16]:
+    """An open file of rows as a read-only memory map `(rows, seq_len + 1)`; closes fd."""
+    with os.fdopen(fd, "rb") as file:
+        return np.memmap(file, dtype=np.uint16, mode="r", shape=(rows, seq_len + 1))
 
 
 def read_manifest(root: Path) -> Manifest:

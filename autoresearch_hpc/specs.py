@@ -12,9 +12,7 @@ from autoresearch_hpc.config import KnobsBy, TaskConfig, TaskKind
 from autoresearch_hpc.files import sha256_file, write_json_atomic
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import Candidate, CommandSpec, Direction, KnobValue, Metric, TrialSpec, to_json
-
-_PACKAGE = Path(__file__).resolve().parent
-_HARNESS = ("dataset.py", "harness", "trial")
+from autoresearch_hpc.trial.integrity import harness_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +75,6 @@ def metric(task: TaskConfig) -> Metric:
 def trial_seed(seed: int, trial: str) -> int:
     """A trial's seed, below 2**31: a hash of the run's seed and the trial's id."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{trial}".encode()).digest()[:4], "big") % 2**31
-
-
-def harness_sha256() -> str:
-    """A hash of the code that measures: of every result it says by which rules it was earned."""
-    files = sorted(path for part in _HARNESS for path in [_PACKAGE / part, *(_PACKAGE / part).glob("*.py")])
-    return hashlib.sha256("".join(sha256_file(f) for f in files if f.is_file()).encode()).hexdigest()
 
 
 def _command(task: TaskConfig, candidate: Candidate) -> CommandSpec | None:

@@ -2,6 +2,7 @@
 
     {"event": "warmup"}                    the first warm-up batch was asked for: compilation begins
     {"event": "clock"}                     the training clock has started
+    {"event": "stopped"}                   the clock has stopped; what follows is the writing of the checkpoint
     {"event": "saved", "steps", "tokens", "num_params", "peak_vram_mb", "mfu"}
     {"event": "diverged", "step"}
 

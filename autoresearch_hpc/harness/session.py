@@ -7,12 +7,14 @@
     session.save(model, ...)              the checkpoint that is evaluated; the clock stops here
     session.summary(depth=...)            the block of figures on stdout
 
-A worker describes the session in a JSON file named by AUTORESEARCH_SESSION. Without one the script runs alone, with
-the data set under ./data, and evaluates itself at the end through the same trusted evaluator.
+A worker describes the session in a JSON file named by AUTORESEARCH_SESSION, and hands over the open files of the
+training split when the clock has started: before that there is nothing to train on. Without a worker the script runs
+alone, with the data set under ./data, and evaluates itself at the end through the same trusted evaluator.
 """
 
 import os
 import random
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -22,15 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoresearch_hpc.dataset import Dataset
+from autoresearch_hpc.dataset import Dataset, map_rows
 from autoresearch_hpc.errors import AutoresearchError, ConfigError
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import standalone
-from autoresearch_hpc.harness.batches import CpuFeed, GpuFeed, batches, split_targets
+from autoresearch_hpc.harness.batches import CpuFeed, GpuFeed, Rows, batches, split_targets
 from autoresearch_hpc.harness.checkpoint import save_checkpoint
 from autoresearch_hpc.harness.events import Events
 
 SESSION_VARIABLE = "AUTORESEARCH_SESSION"
+DATA_FD_VARIABLE = "AUTORESEARCH_DATA_FD"
+MAX_FDS = 64  # of one message
 SCHEMA = 1
 PEAK_FLOPS = 989.5e12  # dense bf16 on an H100 or H200 SXM; MFU counts against it on every GPU
 
@@ -46,9 +50,15 @@ class Meta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSpec:
-    """session.json: what the worker asks of the training script."""
+    """session.json: what the worker asks of the training script.
 
-    data_dir: str
+    A worker names no data: it gives `meta`, the rows of each training file, and later the files themselves through
+    the socket AUTORESEARCH_DATA_FD. A session that runs alone has a `data_dir`.
+    """
+
+    data_dir: str | None = None
+    meta: dict[str, int] | None = None
+    train_rows: list[int] | None = None
     seed: int
     train_s: float
     device: str
@@ -65,9 +75,12 @@ class Session:
         self._spec = spec
         self._events = events
         self._alone = alone
-        self._dataset = Dataset(Path(spec.data_dir))
-        manifest = self._dataset.manifest
-        self.meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
+        self._files: list[Rows] = []
+        if spec.meta is not None:
+            self.meta = Meta(**spec.meta)
+        else:
+            manifest = Dataset(Path(spec.data_dir or "")).manifest
+            self.meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
         self.device = choose_device(spec.device)
         self.seed = spec.seed
         if spec.num_threads:
@@ -117,6 +130,7 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._events.emit("clock")
+        self._files = self._training_files()
         self._started = time.monotonic()
 
     def batches(self, rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -126,7 +140,7 @@ class Session:
         """
         if self._started is None:
             raise RuntimeError("no batches before the clock has started; call session.start()")
-        source = batches(self._dataset.rows("train"), rows, self.seed)
+        source = batches(self._files, rows, self.seed)
         feed: CpuFeed | GpuFeed
         if self.device.type == "cuda":
             feed = GpuFeed(source, rows, self.meta.seq_len + 1, self.device)
@@ -157,6 +171,7 @@ class Session:
         if self._started is None:
             raise RuntimeError("nothing was trained: the clock never started")
         self._stopped = time.monotonic()
+        self._events.emit("stopped")
         self._close_feeds()
         gpu = self.device.type == "cuda"
         mfu = None
@@ -183,7 +198,7 @@ class Session:
             raise RuntimeError("nothing to sum up: call session.save first")
         val_bpb = None
         if self._alone:
-            val_bpb = standalone.evaluate(self._spec.data_dir, self._spec.checkpoint, self.device.type, self.seed)
+            val_bpb = standalone.evaluate(self._spec.data_dir or "", self._spec.checkpoint, self.device.type, self.seed)
         block = standalone.summary(
             val_bpb=val_bpb,
             training_s=self.elapsed_s,
@@ -192,6 +207,19 @@ class Session:
             figures=figures,
         )
         print(block, flush=True)
+
+    def _training_files(self) -> list[Rows]:
+        if self._spec.meta is None:
+            return list(Dataset(Path(self._spec.data_dir or "")).rows("train"))
+        fds: list[int] = []
+        wanted = self._spec.train_rows or []
+        with socket.socket(fileno=int(os.environ[DATA_FD_VARIABLE])) as door:
+            while len(fds) < len(wanted):
+                more = socket.recv_fds(door, 1, MAX_FDS)[1]
+                if not more:
+                    raise AutoresearchError("the worker gave no training data")
+                fds += more
+        return [map_rows(fd, rows, self.meta.seq_len) for fd, rows in zip(fds, wanted, strict=True)]
 
     def _close_feeds(self) -> None:
         for feed in self._feeds:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.trial.logs import CappedLog
+from autoresearch_hpc.trial.sandbox import Barrier
+
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 _TICK_S = 0.05
@@ -66,23 +69,32 @@ class Child:
         fd_argument: str | None = None,
         fd_variable: str | None = None,
         stdin: bool = False,
+        barrier: Barrier | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """The pipe's number reaches the child as a command-line argument or as an environment variable."""
+
+        def before_exec() -> None:
+            die_with_parent()
+            if barrier is not None:
+                barrier.enter()
+
         read_fd, write_fd = os.pipe()
         arguments = [*command, fd_argument, str(write_fd)] if fd_argument else list(command)
         variables = {**env, fd_variable: str(write_fd)} if fd_variable else dict(env)
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=variables,
-                cwd=cwd,
-                pass_fds=[write_fd],
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+        self._log = CappedLog(log)
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=self._log.write_fd,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            cwd=cwd,
+            pass_fds=[write_fd, *pass_fds],
+            start_new_session=True,
+            preexec_fn=before_exec,
+        )
+        self._log.start()
         os.close(write_fd)
         os.set_blocking(read_fd, False)
         self._fd = read_fd
@@ -109,15 +121,31 @@ class Child:
                     self._events.append(event)
         return True
 
-    def wait(self, until: Callable[[dict[str, Any]], bool], limit_s: float, stop: StopFlag) -> bool:
+    def wait(
+        self,
+        until: Callable[[dict[str, Any]], bool],
+        limit_s: float,
+        stop: StopFlag,
+        watch: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Feed events to `until` until it says so (True) or the child is gone or out of time (False).
 
-        Events that came behind the one that ended a wait are the next wait's. Raises Stopped on a stopping signal.
+        Events that came behind the one that ended a wait are the next wait's. Raises Stopped on a stopping signal, and
+        whatever `watch` raises, which is called all the time.
         """
+        found = self._wait(until, limit_s, stop, watch)
+        if not found:
+            self._log.settle()  # whoever asks why will read it
+        return found
+
+    def _wait(
+        self, until: Callable[[dict[str, Any]], bool], limit_s: float, stop: StopFlag, watch: Callable[[], None]
+    ) -> bool:
         deadline = time.monotonic() + limit_s
         last_words = _MAX_PIPE // _CHUNK
         while time.monotonic() < deadline:
             stop.check()
+            watch()
             while self._events:
                 if until(self._events.popleft()):
                     return True
@@ -152,6 +180,7 @@ class Child:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._log.stop()
 
 
 def adopt_orphans() -> None:
@@ -159,19 +188,23 @@ def adopt_orphans() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Let the kernel end the child with its worker, should that be killed outright."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def kill_descendants() -> int:
-    """SIGKILL everything below this process and reap it. Returns how many processes were left."""
+def kill_descendants(spare: int | None = None) -> int:
+    """SIGKILL everything below this process and reap it. Returns how many processes were left.
+
+    The child `spare` and what is below it are left alone.
+    """
     killed: set[int] = set()
     for _ in range(100):
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        pids = _descendants(os.getpid())
+        if spare is None:  # else subprocess must find its status
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        pids = _descendants(os.getpid(), spare)
         if not pids:
             break
         for pid in pids:
@@ -182,14 +215,14 @@ def kill_descendants() -> int:
     return len(killed)
 
 
-def _descendants(root: int) -> list[int]:
+def _descendants(root: int, spare: int | None) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 # the second field is a name in parentheses, which may hold anything
                 state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z" or int(ppid) == root:
+                if entry.name != str(spare) and (state != "Z" or (int(ppid) == root and spare is None)):
                     children.setdefault(int(ppid), []).append(int(entry.name))
     found, queue = [], [root]
     while queue:

@@ -13,9 +13,11 @@ from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import CommandSpec, Failure, Status, TrialSpec
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.facts import child_environment, failure, log_tail
+from autoresearch_hpc.trial.environment import child_environment
+from autoresearch_hpc.trial.facts import failure, log_tail
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
+from autoresearch_hpc.trial.scratch import node_directory
 
 _MAX_OUTPUT = 16 << 20  # bytes of the script's output that are searched for its metric
 
@@ -43,7 +45,7 @@ class CommandTrial:
         child = Child(
             ["/bin/sh", "-c", self._command.command],
             log=paths.log,
-            env=child_environment(spec.num_threads, extra),
+            env=child_environment(spec.num_threads, extra, node_directory()),
             cwd=work,
             fd_variable="AUTORESEARCH_EVENTS_FD",
         )

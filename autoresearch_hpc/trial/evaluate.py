@@ -1,6 +1,6 @@
 """The trusted evaluator: a process that turns a checkpoint into bits per byte.
 
-    python -P -m autoresearch_hpc.trial.evaluate SPEC_JSON --result-fd N
+    python -P -m autoresearch_hpc.trial.evaluate SPEC_JSON --result-fd N [--checkpoint-fd N] [--private DIR]
 
 It is started early, imports what is slow, and waits on stdin: the line `go` starts the evaluation, end of file ends
 the process. It answers with one JSON object on the file descriptor N:
@@ -8,199 +8,194 @@ the process. It answers with one JSON object on the file descriptor N:
     {"status": "OK", "value": bits per byte, "tokens": targets counted, "bytes": their UTF-8 bytes}
     {"status": "INVALID" | "DIVERGED" | "OOM" | "CRASHED", "type": ..., "message": ...}
 
-The candidate's code gives logits for inputs (`Candidate`). Everything that makes a score of them is ours (`Score`):
-the rows, the targets, the cross-entropy in float32, the bytes. Special tokens, which stand for no bytes, count in
-neither sum.
+No code of the candidate runs here. Two servers forked at the start hold its model and give logits for inputs
+(`server`): one for the score, one as the witness that tells whether the first looks at what it may not (`twins`).
+With --private they are shut in, each below a directory of its own.
 """
 
 import torch  # isort: skip - first: the slow import is what an early start is for
 
 import argparse
-import importlib.util
 import json
-import math
+import logging
 import os
+import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.errors import STORAGE_ERRORS
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
+from autoresearch_hpc.trial import twins
+from autoresearch_hpc.trial.sandbox import hide_memory
+from autoresearch_hpc.trial.scoring import Diverged, bits_per_byte, nats_of, val_rows
+from autoresearch_hpc.trial.server import Shape, failure
+from autoresearch_hpc.trial.serving import ModelServer, ServerFailed
 
-CHUNK_TOKENS = 16_384  # targets whose cross-entropy is computed at once: half a gigabyte at 8,192 words
-
-
-class InvalidCandidate(Exception):
-    """The candidate broke the contract between training script and evaluator."""
-
-
-class Diverged(Exception):
-    """The model's logits are not finite."""
+_log = logging.getLogger(__name__)
+_CPU_BUFFER_BYTES = 256 << 20
 
 
-class Candidate:
-    """The candidate's model, from its script and its checkpoint. Foreign code runs here and in `logits`."""
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The processes with the candidate's model."""
 
-    def __init__(self, script: Path, checkpoint: Path, meta: Meta, device: torch.device) -> None:
-        module = _load_module(script)
-        build_model = getattr(module, "build_model", None)
-        if not callable(build_model):
-            raise InvalidCandidate(f"{script.name} defines no build_model(meta)")
-        with device:
-            model = build_model(meta)
-        if not isinstance(model, torch.nn.Module):
-            raise InvalidCandidate(f"build_model returned a {type(model).__name__}, not a torch.nn.Module")
-        self._vocab_size = meta.vocab_size
-        self._device = device
-        self._model = model.to(device)
+    scored: ModelServer
+    witness: ModelServer
+
+    @classmethod
+    def fork(cls, spec: TrialSpec, private: Path | None = None) -> "Servers":
+        """Start both, before this process has read any data."""
+        places = [private / name if private else None for name in ("scored", "witness")]
+        scored = ModelServer(spec, places[0])
+        return cls(scored, ModelServer(spec, places[1], strangers=(scored,)))
+
+    def close(self) -> None:
+        self.scored.close()
+        self.witness.close()
+
+
+class Evaluation:
+    """One checkpoint, one score."""
+
+    def __init__(self, spec: TrialSpec, servers: Servers, checkpoint: Path) -> None:
+        if spec.data_dir is None:
+            raise ValueError("the trial names no data")
+        dataset = Dataset(Path(spec.data_dir))
+        manifest = dataset.manifest
+        self._servers, self._spec, self._checkpoint = servers, spec, checkpoint
+        self._meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
+        self._rows = val_rows(dataset.rows("val"), spec.eval_tokens)
+        self._num_bytes: npt.NDArray[np.int32] = dataset.token_bytes()[self._rows[:, 1:]]
+        gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
+        self._device = torch.device("cuda" if gpu else "cpu")
+        self._batch_rows = max(1, min(spec.eval_batch_rows, len(self._rows)))
+        if not gpu:
+            self._batch_rows = min(
+                self._batch_rows, max(1, _CPU_BUFFER_BYTES // (4 * self._meta.seq_len * self._meta.vocab_size))
+            )
+        self._random = np.random.default_rng(secrets.randbits(128))
+        self._count = twins.num_tested(len(self._rows), self._batch_rows)
+
+    def run(self) -> dict[str, object]:
+        """The score. Raises what went wrong."""
+        scored, witness = self._servers.scored, self._servers.witness
+        shape = Shape(
+            slots=1 if self._device.type == "cuda" else 2,  # on a CPU the next batch is computed while one is scored
+            rows=self._batch_rows,
+            seq_len=self._meta.seq_len,
+            vocab_size=self._meta.vocab_size,
+        )
+        for server in (scored, witness):
+            server.open(self._meta, self._device, shape, self._checkpoint)
+        # Asked early, so that what is compiled for the first batch is compiled beside the first server's.
+        early = twins.draw(self._random, self._rows, self._num_bytes, self._batch_rows)
+        witness.ask(0, early.inputs)
+        scored.opened()
+        nats = self._all(scored, self._rows[:, :-1], self._rows[:, 1:])
+        scored.close()
+        answer = bits_per_byte(nats, self._num_bytes)
+        finding = self._witnessed(nats, early)
+        if finding:
+            return {"status": "INVALID", "type": finding.type, "message": finding.message}
+        return answer
+
+    def _all(
+        self, server: ModelServer, inputs: npt.NDArray[np.uint16], targets: npt.NDArray[np.uint16]
+    ) -> twins.Floats:
+        """The cross-entropy of all targets `(n, T)`, batch by batch, as many on their way as there are slots."""
+        nats = torch.empty(inputs.shape, dtype=torch.float32, device=self._device)
+        starts = list(range(0, len(inputs), self._batch_rows))
+        for number, first in enumerate(starts):
+            if number == 0:
+                server.ask(0, inputs[: self._batch_rows])
+            last = min(first + self._batch_rows, len(inputs))
+            ahead = server.slots > 1 and number + 1 < len(starts)
+            if ahead:
+                server.ask((number + 1) % 2, inputs[last : last + self._batch_rows])
+            wanted = torch.from_numpy(targets[first:last].astype(np.int64)).to(self._device)
+            nats[first:last] = nats_of(server.logits(number % server.slots, last - first), wanted)
+            if not ahead and number + 1 < len(starts):
+                self._wait()
+                server.ask(0, inputs[last : last + self._batch_rows])
+        return nats.cpu().numpy()
+
+    def _wait(self) -> None:
+        """Until what was read of a slot has been read: the next batch is written there."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _witnessed(self, nats: twins.Floats, early: twins.Twins) -> twins.Finding | None:
+        """Ask the witness for the twins' scores, and compare."""
+        witness = self._servers.witness
+        left = self._count - self._batch_rows
+        late = twins.draw(self._random, self._rows, self._num_bytes, left, nats) if left > 0 else None
         try:
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
-            self._model.load_state_dict(state, strict=True)
-        except torch.OutOfMemoryError:
-            raise
-        except FileNotFoundError:
-            raise InvalidCandidate("no checkpoint was saved") from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            witness.opened()
+            seen = [self._early(early)]
+        except ServerFailed as error:
+            if error.answer.get("status") != "OOM":
                 raise
-            reason = " ".join(str(error).split())
-            raise InvalidCandidate(f"the checkpoint does not fit build_model(meta): {reason}") from error
-        self._model.eval()
+            _log.info("not enough memory for two models at once: the witness starts again")
+            witness.open_again()
+            seen = [self._all(witness, early.inputs, self._rows[early.row, 1:])]
+        both = early
+        if late is not None:
+            seen.append(self._all(witness, late.inputs, self._rows[late.row, 1:]))
+            both = early + late
+        coarse = self._device.type == "cuda" or witness.coarse
+        tolerance = twins.COARSE if coarse else twins.EXACT
+        return twins.judge(both, nats[both.row], np.concatenate(seen), self._num_bytes, tolerance)
 
-    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs `(B, T)` -> logits `(B, T, V)`, of a floating type."""
-        gpu = self._device.type == "cuda"
-        with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=gpu):
-            logits = self._model(inputs)
-        if not isinstance(logits, torch.Tensor):
-            raise InvalidCandidate(f"forward returned a {type(logits).__name__}, not logits")
-        expected = (*inputs.shape, self._vocab_size)
-        if tuple(logits.shape) != expected:
-            raise InvalidCandidate(f"logits of shape {tuple(logits.shape)}, expected {expected}")
-        if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InvalidCandidate(f"logits of type {logits.dtype}, expected float32, bfloat16 or float16")
-        if logits.device.type != self._device.type:
-            raise InvalidCandidate(f"logits on {logits.device}, expected {self._device}")
-        return logits.detach()
+    def _early(self, early: twins.Twins) -> twins.Floats:
+        targets = torch.from_numpy(self._rows[early.row, 1:].astype(np.int64)).to(self._device)
+        nats = nats_of(self._servers.witness.logits(0, len(early.row)), targets)
+        self._wait()
+        return nats.cpu().numpy()
 
 
-class Score:
-    """Sums of cross-entropy, targets and bytes. They stay on the device: nothing waits for a batch."""
-
-    def __init__(self, token_bytes: npt.NDArray[np.int32], device: torch.device) -> None:
-        self._token_bytes = torch.from_numpy(token_bytes.astype(np.int64)).to(device)
-        self._nats = torch.zeros((), dtype=torch.float64, device=device)
-        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self._bytes = torch.zeros((), dtype=torch.int64, device=device)
-
-    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Logits `(B, T, V)` for targets `(B, T)`."""
-        flat, wanted = logits.flatten(0, 1), targets.flatten()
-        num_bytes = self._token_bytes[wanted]
-        counted = num_bytes > 0
-        for first in range(0, len(wanted), CHUNK_TOKENS):
-            chunk = slice(first, first + CHUNK_TOKENS)
-            nats = torch.nn.functional.cross_entropy(flat[chunk].float(), wanted[chunk], reduction="none")
-            self._nats += torch.where(counted[chunk], nats, 0.0).sum(dtype=torch.float64)
-        self._tokens += counted.sum()
-        self._bytes += num_bytes.sum()
-
-    def result(self) -> dict[str, object]:
-        """The answer. Raises Diverged where the sum is not finite."""
-        nats, num_bytes = self._nats.item(), int(self._bytes.item())
-        if not math.isfinite(nats):
-            raise Diverged("logits that are not finite")
-        if num_bytes == 0:
-            raise ValueError("no bytes in the validation rows")
-        return {
-            "status": "OK",
-            "value": nats / (math.log(2) * num_bytes),
-            "tokens": int(self._tokens.item()),
-            "bytes": num_bytes,
-        }
-
-
-def val_batches(
-    files: Sequence[npt.NDArray[np.uint16]], eval_tokens: int, batch_rows: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """The first validation rows that hold eval_tokens targets, at least one row, as `(batch_rows, T + 1)`."""
-    seq_len = files[0].shape[1] - 1
-    left = max(1, math.ceil(eval_tokens / seq_len))
-    for file in files:
-        for first in range(0, min(len(file), left), batch_rows):
-            yield file[first : min(first + batch_rows, left)].astype(np.int64)
-        left -= min(len(file), left)
-
-
-def evaluate(spec: TrialSpec) -> dict[str, object]:
-    """The score of the trial's checkpoint. Raises what went wrong."""
-    if spec.data_dir is None:
-        raise ValueError("the trial names no data")
-    dataset = Dataset(Path(spec.data_dir))
-    manifest = dataset.manifest
-    meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
-    gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if gpu else "cpu")
-    if gpu:
-        torch.set_float32_matmul_precision("high")
-    candidate = Candidate(Path(spec.src) / spec.script, TrialPaths(Path(spec.trial_dir)).checkpoint, meta, device)
-    score = Score(dataset.token_bytes(), device)
-    for rows in val_batches(dataset.rows("val"), spec.eval_tokens, max(1, spec.eval_batch_rows)):
-        tokens = torch.from_numpy(rows)
-        if gpu:
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
-        score.add(candidate.logits(tokens[:, :-1].contiguous()), tokens[:, 1:].contiguous())
-    return score.result()
-
-
-def answer(spec: TrialSpec) -> dict[str, object]:
+def answer(spec: TrialSpec, servers: Servers, checkpoint: Path) -> dict[str, object]:
     """What goes to the worker: the score, or how the evaluation failed."""
     try:
-        return evaluate(spec)
-    except InvalidCandidate as error:
-        return _failure("INVALID", error)
+        return Evaluation(spec, servers, checkpoint).run()
+    except ServerFailed as error:
+        return error.answer
     except Diverged as error:
-        return _failure("DIVERGED", error)
+        return failure("DIVERGED", error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        return _failure("OOM", error) if str(error) else _failure("OOM", MemoryError("host memory"))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code may raise anything: that is its result
-        return _failure("CRASHED", error)
-
-
-def _failure(status: str, error: BaseException) -> dict[str, object]:
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return {"status": status, "type": type(error).__name__, "message": message[:500]}
-
-
-def _load_module(script: Path) -> object:
-    found = importlib.util.spec_from_file_location("candidate_script", script)
-    if found is None or found.loader is None:
-        raise InvalidCandidate(f"{script.name} is no Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules["candidate_script"] = module  # dataclasses and pickling look their module up
-    sys.path.append(str(script.parent))  # the candidate's own files, behind everything installed
-    found.loader.exec_module(module)
-    return module
+        return failure("OOM", error if str(error) else MemoryError("host memory"))
+    except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+        return failure("CRASHED", error)
+    finally:
+        servers.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m autoresearch_hpc.trial.evaluate")
     parser.add_argument("spec", type=Path, help="the trial's trial.json")
     parser.add_argument("--result-fd", type=int, required=True, help="where the answer is written")
+    parser.add_argument("--checkpoint-fd", type=int, help="the checkpoint; default: the file in the trial's directory")
+    parser.add_argument("--private", type=Path, help="a directory in which the servers are shut in")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = from_json(TrialSpec, read_json(arguments.spec))
+    servers = Servers.fork(spec, arguments.private)
+    hide_memory()
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
     if sys.stdin.readline().strip() != "go":
+        servers.close()
         return
-    text = json.dumps(answer(spec), allow_nan=False)
+    checkpoint = TrialPaths(Path(spec.trial_dir)).checkpoint
+    if arguments.checkpoint_fd is not None:
+        checkpoint = Path(f"/proc/self/fd/{arguments.checkpoint_fd}")
+    text = json.dumps(answer(spec, servers, checkpoint), allow_nan=False)
     with os.fdopen(arguments.result_fd, "w") as pipe:
         pipe.write(text + "\n")
 

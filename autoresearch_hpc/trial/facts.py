@@ -1,24 +1,19 @@
-"""What a worker finds on its node: GPUs, Slurm's variables, a clean environment, the cause of a failure."""
+"""What a worker finds on its node: GPUs, Slurm's variables, the cause of a failure."""
 
 import os
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from autoresearch_hpc.errors import STORAGE_ERRORS
 from autoresearch_hpc.files import write_all
+from autoresearch_hpc.quoting import quoted, quoted_line
 from autoresearch_hpc.records import Failure, Gpu, SlurmJob, Status
 from autoresearch_hpc.trial.memory import oom_kills as memory_kills
 
-_SECRET = re.compile(
-    r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|PASSPHRASE|_PWD$|CREDENTIAL|COOKIE|AUTH|_PAT$|JWT", re.IGNORECASE
-)
-_LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a password within an address, of a proxy or a database
 # What `nvidia-smi -L` prints of a GPU, and below it of each slice:
 _DEVICE = re.compile(
     r"^GPU (\d+): (.*) \(UUID: (GPU-\S+)\)|^ +MIG (\S+) +Device +\d+: \(UUID: (MIG-\S+)\)",
@@ -33,7 +28,6 @@ _STORAGE = re.compile(
     r"\[Errno (28|122|5|116)\]|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos|"
     r"iostream error|\d+ requested and \d+ written"
 )
-_TAIL_LINES = 40
 _TAIL_BYTES = 16_384
 _PROBE_BYTES = 16_384
 _KILLED = re.compile(r"killed by signal: Killed|SIGKILL")  # of a process that the child had started itself
@@ -100,26 +94,9 @@ def attempt() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def child_environment(num_threads: int | None, extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without secrets, with caches on the node and a bound on threads."""
-    env = {name: value for name, value in os.environ.items() if not _SECRET.search(name) and not _LOGIN.search(value)}
-    cache = Path(tempfile.gettempdir()) / f"autoresearch_hpc-{os.getuid()}"
-    env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))  # these race on network filesystems
-    env.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-    env.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve each other once a core is shared
-    env["PYTHONDONTWRITEBYTECODE"] = "1"
-    if num_threads:
-        env.update(OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))
-    visible = env.get("CUDA_VISIBLE_DEVICES", "")
-    if "," in visible:  # a whole node was given: a trial is a single-GPU program
-        env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
-    env.update(extra)
-    return env
-
-
 def log_tail(path: Path) -> str:
-    """The last lines of a log, or nothing."""
-    return "\n".join(_end(path).splitlines()[-_TAIL_LINES:])
+    """The last lines of a log as plain text, or nothing."""
+    return quoted(_end(path))
 
 
 def _end(path: Path) -> str:
@@ -142,7 +119,7 @@ def failure(returncode: int, log: Path, oom_kills: int | None = None) -> tuple[S
     counts = found if number else found[-1:]  # an abort may follow from an exception, and name another one
     memory = [(type_, message) for type_, message in counts if _OUT_OF_MEMORY.search(f"{type_}: {message}")]
     if memory:
-        return Status.OOM, Failure(type=memory[-1][0], message=memory[-1][1][:500] or "host memory", tail=tail)
+        return Status.OOM, Failure(type=memory[-1][0], message=quoted_line(memory[-1][1]) or "host memory", tail=tail)
     if oom_kills is not None and (number is signal.SIGKILL or (found and _KILLED.search(found[-1][1]))):
         if (now := memory_kills()) is not None and now > oom_kills:
             return Status.OOM, Failure(type="SIGKILL", message=_LIMIT_REACHED, tail=tail)
@@ -153,7 +130,7 @@ def failure(returncode: int, log: Path, oom_kills: int | None = None) -> tuple[S
         type_, message = found[-1]
         if is_storage(type_, message):
             return Status.LOST, storage_failure(type_, message, tail)
-        return Status.CRASHED, Failure(type=type_, message=message[:500], tail=tail)
+        return Status.CRASHED, Failure(type=type_, message=quoted_line(message), tail=tail)
     return Status.CRASHED, Failure(type="ExitStatus", message=f"exit status {returncode}", tail=tail)
 
 
@@ -165,7 +142,7 @@ def is_storage(type_: str, message: str) -> bool:
 def storage_failure(type_: str, message: str, tail: str = "") -> Failure:
     """The failure by the name that all of its kind have, whichever library tells it."""
     said = message if type_ == "OSError" else f"{type_}: {message}"
-    return Failure(type="OSError", message=said[:500], tail=tail)
+    return Failure(type="OSError", message=quoted_line(said), tail=tail)
 
 
 def broken_storage(folder: Path) -> OSError | None:

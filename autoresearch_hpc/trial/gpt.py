@@ -1,88 +1,185 @@
 """A trial of our own train.py: the candidate's process trains, a trusted one that started beside it evaluates.
 
-The worker charges the time: it stamps the trainer's announcements (warm-up, clock, checkpoint) with its own clock and
-ends a trainer that overruns. What the trainer reports of itself (steps, tokens) is for people; nothing decides on it.
+The worker charges the time: it stamps the trainer's announcements (warm-up, clock, end of training, checkpoint) with
+its own clock and ends a trainer that overruns. It hands the training data over when the clock starts, and takes the
+checkpoint into its own memory the moment that it is announced: what happens to the file later is of no importance.
+What the trainer reports of itself (steps, tokens) is for people; nothing decides on it.
 """
 
+import contextlib
+import fcntl
+import logging
 import math
+import os
+import site
+import socket
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import Failure, Status, TrialSpec
-from autoresearch_hpc.trial.children import Child, StopFlag
+from autoresearch_hpc.trial import compiled
+from autoresearch_hpc.trial.children import Child, StopFlag, kill_descendants
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.facts import child_environment, failure, is_storage, log_tail, storage_failure
+from autoresearch_hpc.trial.environment import child_environment
+from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_failure
+from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
+from autoresearch_hpc.trial.sandbox import Barrier, software
+from autoresearch_hpc.trial.scratch import Scratch
+from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
 
-SESSION_SCHEMA = 1
+MAX_SCRATCH_BYTES = 64 << 30
+OVERRUN_S, OVERRUN_SHARE = 3.0, 0.01  # the last step may end so much after the clock, whichever is more
+SAVING_BYTES_PER_S = 200e6
+_SESSION_SCHEMA = 1
+_FDS_OF_A_MESSAGE = 64
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_LIMIT_IN_WORDS = f"{MAX_SCRATCH_BYTES >> 30} GiB"
+_LOOK_EVERY_S = 2.0
 _MAX_COUNT = 10**18
 _ANSWERS = (Status.OK, Status.INVALID, Status.DIVERGED, Status.OOM, Status.CRASHED)
+
+_log = logging.getLogger(__name__)
+
+
+class _Broken(Exception):
+    """The trial ends here; its failure is the argument."""
+
+    def __init__(self, type_: str, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(type=type_, message=message)
 
 
 class GptTrial:
     """One training and one evaluation; `run` gives the ending."""
 
-    def __init__(self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> None:
+    def __init__(
+        self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu_name: str | None = None
+    ) -> None:
+        self._gpu_name = gpu_name
         self._spec, self._paths, self._phases, self._stop = spec, paths, phases, stop
         self._facts: dict[str, Any] = {}
         self._oom_kills = oom_kills()
         self._eval_begun = 0.0
+        self._looked_at = time.monotonic()
+        self._slack_s = max(OVERRUN_S, OVERRUN_SHARE * spec.train_s)
 
     def run(self) -> Ending:
+        scratch, in_shared_memory = Scratch(), ours_in_shared_memory()
+        try:
+            return self._run(scratch)
+        except _Broken as broken:
+            return self._ending(Status.INVALID, broken.failure)
+        finally:
+            kill_descendants()
+            remove_left(in_shared_memory)
+            scratch.remove()
+
+    def _run(self, scratch: Scratch) -> Ending:
         spec, paths = self._spec, self._paths
+        self._scratch = scratch
+        place, _, _ = (scratch.place(name) for name in ("trainer", "scored", "witness"))
+        archive = compiled.store(spec, self._gpu_name)
+        compiled.unpack(archive, scratch.root)
+        self._file = place / "out" / "checkpoint.pt"
+        data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
+        self._door, door = socket.socketpair()
         session = {
-            "schema": SESSION_SCHEMA,
-            "data_dir": spec.data_dir,
+            "schema": _SESSION_SCHEMA,
             "seed": spec.seed,
             "train_s": spec.train_s,
             "device": spec.device,
-            "checkpoint": str(paths.checkpoint),
+            "checkpoint": str(self._file),
             "num_threads": spec.num_threads,
         }
-        write_json_atomic(paths.session, session)
-        env = child_environment(spec.num_threads, {"AUTORESEARCH_SESSION": str(paths.session)})
-        python = [sys.executable, "-P", "-u"]
+        if data:
+            meta = {name: getattr(data.manifest, name) for name in ("vocab_size", "seq_len", "bos_id")}
+            session |= {"meta": meta, "train_rows": [file.rows for file in data.manifest.train]}
+        write_json_atomic(place / "session.json", session)
+        variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
+        python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
+        barrier = Barrier(readable=[*software(protected(spec)), Path(spec.src)], writable=[place, Path("/dev/shm")])
         trainer = Child(
             [*python, str(Path(spec.src) / spec.script)],
             log=paths.log,
-            env=env,
+            env=child_environment(spec.num_threads, variables, place / "caches", private=place),
             cwd=Path(spec.src),
             fd_variable="AUTORESEARCH_EVENTS_FD",
+            barrier=barrier,
+            pass_fds=[door.fileno()],
         )
+        barrier.close()
+        door.close()
+        self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         evaluator = Child(
-            [*python, "-m", "autoresearch_hpc.trial.evaluate", str(paths.spec)],
+            [
+                *python, "-m", "autoresearch_hpc.trial.evaluate", str(paths.spec),
+                "--checkpoint-fd", str(self._checkpoint_fd), "--private", str(scratch.root),
+            ],
             log=paths.evaluate_log,
-            env=child_environment(spec.num_threads, {}),
+            env=child_environment(spec.num_threads, {}, scratch.root, private=scratch.place("evaluator")),
             cwd=paths.root,
             fd_argument="--result-fd",
             stdin=True,
-        )
+            pass_fds=[self._checkpoint_fd],
+        )  # fmt: skip
         try:
-            return self._train(trainer) or self._evaluate(evaluator)
+            ending = self._train(trainer, data)
+            if ending is None:
+                trainer.kill()
+                left = kill_descendants(spare=evaluator.process.pid)
+                if left:
+                    _log.info("%s left %d processes behind; they were ended", spec.script, left)
+                ending = self._evaluate(evaluator)
+            if ending.status is Status.OK:
+                compiled.keep(spec, archive, scratch.root)
+            return ending
         finally:
             trainer.kill()
             evaluator.kill()
-            paths.checkpoint.unlink(missing_ok=True)
+            self._door.close()
+            os.close(self._checkpoint_fd)
 
-    def _train(self, trainer: Child) -> Ending | None:
+    def _train(self, trainer: Child, data: Dataset | None) -> Ending | None:
         """Follow the trainer to its checkpoint and its exit. None when all went well."""
         spec = self._spec
-        if not trainer.wait(self._on_start, spec.startup_limit_s, self._stop):
-            return self._trainer_failed(trainer, "start-up and compilation", spec.startup_limit_s)
-        if not trainer.wait(self._on_training, spec.train_s + spec.grace_s, self._stop):
-            return self._trainer_failed(trainer, "training and saving", spec.train_s + spec.grace_s)
+        fds = data.open_rows("train") if data else []
+        try:
+            if not trainer.wait(self._on_start, spec.startup_limit_s, self._stop, self._watch):
+                return self._trainer_failed(trainer, "start-up and compilation", spec.startup_limit_s)
+            self._hand_over(fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        begun = time.monotonic()
+        limit_s = spec.train_s + self._slack_s
+        if not trainer.wait(self._on_training, limit_s, self._stop, self._watch):
+            if not trainer.running:
+                return self._trainer_failed(trainer, "training", limit_s)
+            message = f"training went on for more than {self._slack_s:g} s after the clock's {spec.train_s:g} s"
+            raise _Broken("Overrun", message)
+        if self._facts["event"] == "stopped" and not trainer.wait(
+            self._on_saved, spec.grace_s, self._stop, self._watch
+        ):
+            return self._trainer_failed(trainer, "saving", spec.grace_s)
+        took_s = time.monotonic() - begun
         if self._facts["event"] == "diverged":
             message = f"the loss was not finite at step {self._facts.get('step')}"
-            return self._ending(Status.DIVERGED, Failure(type="Diverged", message=message))
+            return self._ending(Status.DIVERGED, Failure(type="Diverged", message=quoted_line(message)))
         self._phases.enter(Phase.EVAL)
         self._eval_begun = time.monotonic()
+        self._judge_time(took_s)
+        self._take_checkpoint()
         exit_limit_s = min(spec.grace_s, spec.eval_limit_s)
-        trainer.wait(lambda event: False, exit_limit_s, self._stop)
+        trainer.wait(lambda event: False, exit_limit_s, self._stop, self._watch)
         if trainer.running or trainer.process.returncode != 0:
             return self._trainer_failed(trainer, "exiting after its checkpoint", exit_limit_s)
         return None
@@ -96,7 +193,52 @@ class GptTrial:
 
     def _on_training(self, event: dict[str, Any]) -> bool:
         self._facts = event
+        return event.get("event") in ("stopped", "saved", "diverged")
+
+    def _on_saved(self, event: dict[str, Any]) -> bool:
+        self._facts = event
         return event.get("event") in ("saved", "diverged")
+
+    def _hand_over(self, fds: list[int]) -> None:
+        """Give the trainer its data. One that does not take it has none."""
+        self._door.setblocking(False)
+        for first in range(0, len(fds), _FDS_OF_A_MESSAGE):
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._door, [b"d"], fds[first : first + _FDS_OF_A_MESSAGE])
+
+    def _watch(self) -> None:
+        """End a trial that fills the disk."""
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            written = self._scratch.num_bytes()
+            if written > MAX_SCRATCH_BYTES:
+                raise _Broken("DiskFull", f"the trial wrote {written / 2**30:.1f} GiB; {_LIMIT_IN_WORDS} are allowed")
+
+    def _judge_time(self, took_s: float) -> None:
+        """Between clock and checkpoint nothing fits but the training, the end of its last step, and the writing."""
+        with contextlib.suppress(OSError):
+            size = self._file.lstat().st_size
+            allowed_s = self._spec.train_s + self._slack_s + size / SAVING_BYTES_PER_S
+            if took_s > allowed_s:
+                message = f"the checkpoint came {took_s:.1f} s after the clock's start; {allowed_s:.1f} s are allowed"
+                raise _Broken("Overrun", message)
+
+    def _take_checkpoint(self) -> None:
+        """Copy the checkpoint into sealed memory of this process."""
+        try:
+            fd = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise _Broken("NoCheckpoint", f"no checkpoint was saved: {error.strerror}") from None
+        try:
+            size = os.fstat(fd).st_size
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise _Broken("NoCheckpoint", "the checkpoint is not a file")
+            done = 0
+            while done < size and (more := os.sendfile(self._checkpoint_fd, fd, done, size - done)):
+                done += more
+        finally:
+            os.close(fd)
+        fcntl.fcntl(self._checkpoint_fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def _trainer_failed(self, trainer: Child, doing: str, limit_s: float) -> Ending:
         if trainer.running:
@@ -156,6 +298,11 @@ class GptTrial:
             peak_vram_mb=_number(facts.get("peak_vram_mb")),
             mfu=_number(facts.get("mfu")),
         )
+
+
+def _in_user_site() -> bool:
+    """Whether this package was installed with `pip install --user`: then Python has to look there."""
+    return Path(__file__).is_relative_to(site.getusersitepackages())
 
 
 def _count(value: object) -> int | None:

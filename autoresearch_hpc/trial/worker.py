@@ -26,17 +26,19 @@ from autoresearch_hpc.errors import STORAGE_ERRORS, DataError
 from autoresearch_hpc.files import read_json, sha256_file, storing, sync_directory, write_all, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Failure, Gpu, Phases, Status, TrialResult, TrialSpec, from_json, to_json
-from autoresearch_hpc.trial import facts
+from autoresearch_hpc.trial import facts, sandbox
 from autoresearch_hpc.trial.children import StopFlag, Stopped, adopt_orphans, kill_descendants
 from autoresearch_hpc.trial.command import CommandTrial
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.gpt import GptTrial
+from autoresearch_hpc.trial.integrity import Watched, harness_sha256
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 
 _log = logging.getLogger(__name__)
 
 EXIT_STORAGE = 74  # EX_IOERR
 _PATIENCE_S = 60.0
+_REQUIRED = f"{sandbox.MODE_VARIABLE}=require asks for it"
 
 
 def main() -> None:
@@ -73,6 +75,8 @@ def run(spec_path: Path) -> None:
         _log.info("%s attempt %d is taken; nothing to do", spec.trial, attempt)
         return
     paths.result.unlink(missing_ok=True)  # an earlier attempt that was merely cancelled
+    if spec.kind == "gpt" and not sandbox.usable():
+        _log.warning("no Landlock here: the candidate can read and write whatever this user can (docs/integrity.md)")
     result = _outcome(spec, paths, attempt, stop)
     if not _insist(lambda: _publish(paths, result)):
         _log.info("%s attempt %d was overtaken by a newer one; its result is dropped", spec.trial, attempt)
@@ -90,7 +94,7 @@ def _outcome(spec: TrialSpec, paths: TrialPaths, attempt: int, stop: StopFlag) -
     try:
         stop.check()
         gpu = facts.gpu()
-        ending = _refusal(spec, gpu) or _trial(spec, paths, phases, stop)
+        ending = _refusal(spec, gpu) or _watched_trial(spec, paths, phases, stop, gpu)
         ending = _excused(ending, paths)
     except Stopped as reason:
         status = Status.TIMEOUT if stop.timed_out else Status.CANCELLED
@@ -190,6 +194,10 @@ def _refusal(spec: TrialSpec, gpu: Gpu) -> Ending | None:
     """Why this node cannot run the trial: an infrastructure fault, not the candidate's."""
     if spec.device == "cuda" and gpu.count == 0:
         return _lost("NoGpu", f"no GPU on {socket.gethostname()} (CUDA_VISIBLE_DEVICES={gpu.visible})")
+    if spec.harness_sha256 and spec.harness_sha256 != harness_sha256():
+        return _lost("HarnessChanged", f"the package on {socket.gethostname()} is not the one that made the trial")
+    if spec.kind == "gpt" and sandbox.required() and not sandbox.usable():
+        return _lost("NoSandbox", f"the kernel of {socket.gethostname()} has no Landlock, and {_REQUIRED}")
     for name, expected in spec.src_sha256.items():
         path = Path(spec.src) / name
         if _sha256(path) != expected:
@@ -212,9 +220,21 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag) -> Ending:
-    kind = CommandTrial if spec.kind == "command" else GptTrial
-    return kind(spec, paths, phases, stop).run()
+def _watched_trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
+    """The trial, which counts only if what it was measured by is as it was before."""
+    watched = Watched(spec)
+    ending = _trial(spec, paths, phases, stop, gpu)
+    kill_descendants()
+    changed = watched.changed() if ending.status is Status.OK else None
+    if changed is None:
+        return ending
+    return Ending(status=Status.INVALID, error=_failure("Tampered", changed, paths))
+
+
+def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
+    if spec.kind == "command":
+        return CommandTrial(spec, paths, phases, stop).run()
+    return GptTrial(spec, paths, phases, stop, gpu.name).run()
 
 
 def _result(

@@ -15,8 +15,11 @@ import torch
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import write_json_atomic
+from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Direction, Metric, TrialSpec, to_json
-from autoresearch_hpc.trial.evaluate import answer, val_batches
+from autoresearch_hpc.trial import evaluate
+from autoresearch_hpc.trial.evaluate import Servers
+from autoresearch_hpc.trial.scoring import val_rows
 
 torch.set_num_threads(1)
 
@@ -36,6 +39,11 @@ def build_model(meta):
     return Bigram(meta.vocab_size)
 """
 FORWARD = "return SCALE * self.table(idx)"
+
+
+def answer(spec: TrialSpec) -> dict[str, object]:
+    """The evaluation in this process, with its servers below."""
+    return evaluate.answer(spec, Servers.fork(spec), TrialPaths(Path(spec.trial_dir)).checkpoint)
 
 
 class Trial:
@@ -167,8 +175,9 @@ def test_a_checkpoint_that_runs_code_is_refused(trial: Trial, tmp_path: Path) ->
 
 def test_rows_run_over_several_files() -> None:
     files = [np.full((rows, 5), i, dtype=np.uint16) for i, rows in enumerate((3, 2, 4))]
-    taken = [batch[:, 0].tolist() for batch in val_batches(files, eval_tokens=4 * 6, batch_rows=2)]
-    assert taken == [[0, 0], [0], [1, 1], [2]]
+    assert val_rows(files, eval_tokens=4 * 6)[:, 0].tolist() == [0, 0, 0, 1, 1, 2]
+    assert val_rows(files, eval_tokens=1)[:, 0].tolist() == [0]
+    assert len(val_rows(files, eval_tokens=10**6)) == 9
 
 
 def start(spec_path: Path) -> tuple["subprocess.Popen[bytes]", int]:

@@ -88,16 +88,6 @@ def test_slurms_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts.attempt() == 2
 
 
-def test_caches_are_on_the_node_unless_the_user_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/cache")
-    env = facts.child_environment(None, {"X": "1"})
-    assert env["TORCHINDUCTOR_CACHE_DIR"] == "/my/cache"
-    assert str(os.getuid()) in env["TRITON_CACHE_DIR"]
-    assert env["X"] == "1"
-    assert "OMP_NUM_THREADS" not in env or env["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
-
-
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 

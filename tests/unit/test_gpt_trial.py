@@ -77,14 +77,16 @@ def with_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     [
         ("time.sleep(60)", {"startup_limit_s": 0.8}, "TIMEOUT", "Timeout", "start-up and compilation took longer"),
         ("say('warmup'); time.sleep(60)", {"startup_limit_s": 0.8}, "TIMEOUT", "Timeout", "took longer than 0.8 s"),
-        ("say('clock'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "training and saving took longer than 1 s"),
-        ("say('clock'); say('saved'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "exiting after its checkpoint"),
+        ("say('clock'); time.sleep(60)", {}, "INVALID", "Overrun", "more than 0.4 s after the clock's 0.5 s"),
+        ("say('clock'); say('stopped'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "saving took longer than 0.5 s"),
+        ("say('clock'); say('saved')", {}, "INVALID", "NoCheckpoint", "no checkpoint was saved: No such file"),
+        ("say('clock'); save(); say('saved'); time.sleep(60)", {}, "TIMEOUT", "Timeout", "exiting after its"),
         ("pass", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
         ("say('clock')", {}, "INVALID", "NoCheckpoint", "train.py ended without a saved checkpoint"),
         ("say('clock'); say('diverged', step=7)", {}, "DIVERGED", "Diverged", "not finite at step 7"),
         ("raise ValueError('early')", {}, "CRASHED", "ValueError", "early"),
         ("say('clock'); raise KeyError('late')", {}, "CRASHED", "KeyError", "'late'"),
-        ("say('clock'); say('saved'); sys.exit(4)", {}, "CRASHED", "ExitStatus", "exit status 4"),
+        ("say('clock'); save(); say('saved'); sys.exit(4)", {}, "CRASHED", "ExitStatus", "exit status 4"),
         ("say('clock'); raise MemoryError()", {}, "OOM", "MemoryError", ""),
         ("say('saved'); say('diverged')", {}, "INVALID", "NoCheckpoint", "without a saved checkpoint"),
         ("import nosuchmodule", {}, "CRASHED", "ModuleNotFoundError", "nosuchmodule"),
@@ -94,12 +96,14 @@ def with_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_every_failure_is_told_apart(
     make: Make,
     with_evaluator: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
     code: str,
     limits: dict[str, float],
     status: str,
     type_: str,
     message: str,
 ) -> None:
+    monkeypatch.setattr(gpt, "OVERRUN_S", 0.4)
     trial = make(code, **limits)
     phases = PhaseLog(trial.paths.phases)
     with_evaluator("sys.stdin.read()")
@@ -123,15 +127,15 @@ if os.fork() == 0: os.setsid(); time.sleep(60)
 say('clock'); time.sleep(60)
 """)
     result = trial.run()
-    assert result.status is Status.TIMEOUT
+    assert (result.status, result.error and result.error.type) == (Status.INVALID, "Overrun")
     assert result.phases.train_s is not None
-    assert 1.0 <= result.phases.train_s < 2.0
+    assert 0.5 + gpt.OVERRUN_S <= result.phases.train_s < 1.5 + gpt.OVERRUN_S
 
 
 def test_a_signal_during_training(make: Make) -> None:
-    trial = make("say('clock'); open('up', 'w').write('up\\n'); time.sleep(60)", train_s=60.0)
+    trial = make("say('clock'); print('up'); time.sleep(60)", train_s=60.0)
     with trial.worker() as process:
-        trial.wait_for(trial.src / "up")
+        trial.wait_for(trial.paths.log)
         assert trial.stop(process, signal.SIGTERM) < 1.0
     assert trial.left() == []
     assert trial.result().status is Status.CANCELLED
@@ -140,11 +144,12 @@ def test_a_signal_during_training(make: Make) -> None:
 def test_the_session_says_what_is_asked(make: Make, tmp_path: Path) -> None:
     trial = make("print(json.dumps(session)); print(os.getcwd())", num_threads=2, data_dir=None, seed=5)
     trial.run()
-    session, cwd = trial.paths.log.read_text().splitlines()
-    assert json.loads(session) == {
-        "schema": 1, "data_dir": None, "seed": 5, "train_s": 0.5, "device": "cpu",
-        "checkpoint": str(trial.paths.checkpoint), "num_threads": 2,
-    }  # fmt: skip
+    text, cwd = trial.paths.log.read_text().splitlines()
+    session = json.loads(text)
+    checkpoint = Path(session.pop("checkpoint"))
+    assert session == {"schema": 1, "seed": 5, "train_s": 0.5, "device": "cpu", "num_threads": 2}
+    assert not checkpoint.is_relative_to(trial.paths.root)
+    assert not checkpoint.parent.exists(), "it was private to the trial"
     assert cwd == str(trial.src)
 
 

@@ -99,7 +99,8 @@ def test_a_session_from_warm_up_to_checkpoint(
     model = torch.nn.Linear(3, 2)
     session.save(model, steps=5, tokens=320, flops_per_token=1e6)
     assert pipe.events() == [
-        {"event": "saved", "steps": 5, "tokens": 320, "num_params": 8, "peak_vram_mb": None, "mfu": None}
+        {"event": "stopped"},
+        {"event": "saved", "steps": 5, "tokens": 320, "num_params": 8, "peak_vram_mb": None, "mfu": None},
     ]
     state = torch.load(tmp_path / "trial dir" / "checkpoint.pt", weights_only=True)
     assert torch.equal(state["weight"], model.weight)

@@ -324,7 +324,7 @@ def test_a_session_trains_and_says_so(
     train = load(**TINY_KNOBS)
     train.main()
     events = pipe.events()
-    assert [event["event"] for event in events] == ["warmup", "clock", "saved"]
+    assert [event["event"] for event in events] == ["warmup", "clock", "stopped", "saved"]
     output = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"^step=\d+ loss=(\S+) .* step_ms=\d", output, flags=re.M)]
     assert events[-1]["steps"] == len(losses) > 3

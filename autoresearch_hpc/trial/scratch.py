@@ -1,0 +1,94 @@
+"""A trial's private directory on its node: home, temporary files, caches and checkpoint, gone when the trial ends.
+
+    <tmp>/autoresearch_hpc-<uid>/trial-XXXX/    home/ tmp/ caches/ out/ witness/…; `owner` is locked while in use
+
+What a worker left that was killed outright is removed by the next one, as its lock is free then.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+_FOLDERS = ("home", "tmp", "caches", "out")
+_YOUNG_S = 60.0  # may have been made by a worker that has not locked it yet
+
+
+class Scratch:
+    """`with Scratch() as scratch` makes the directory and removes it."""
+
+    def __init__(self) -> None:
+        base = node_directory()
+        _sweep(base)
+        self.root = Path(tempfile.mkdtemp(prefix="trial-", dir=base))
+        self._owner = os.open(self.root / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def place(self, name: str) -> Path:
+        """A set of private folders of this name."""
+        root = self.root / name
+        for folder in _FOLDERS:
+            (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        return root
+
+    def num_bytes(self) -> int:
+        """What the trial has written."""
+        return _size(self.root)
+
+    def remove(self) -> None:
+        remove_tree(self.root)
+        os.close(self._owner)
+
+
+def node_directory() -> Path:
+    """This user's directory on the node. Raises OSError where somebody else has made it."""
+    base = Path(tempfile.gettempdir()).resolve() / f"autoresearch_hpc-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    found = base.lstat()
+    if base.is_symlink() or found.st_uid != os.getuid():
+        raise PermissionError(f"{base} belongs to somebody else; set TMPDIR to a directory of your own")
+    return base
+
+
+def remove_tree(root: Path) -> None:
+    """Remove root and all below, directories without permissions included."""
+
+    def insist(_: object, path: str, __: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(path).parent.chmod(0o700)
+            Path(path).chmod(0o700)
+            if Path(path).is_dir() and not Path(path).is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                Path(path).unlink()
+
+    shutil.rmtree(root, onerror=insist)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    for left in base.glob("trial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < _YOUNG_S:
+                continue
+            fd = os.open(left / "owner", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(left)
+            finally:
+                os.close(fd)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    total += _size(Path(entry.path))
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total

@@ -1,0 +1,18 @@
+"""The honest script, before all: on both it earns what the data allows, so that a lower score is a cheat's."""
+
+from conftest import Run
+from scripts import FLOOR, script
+
+from autoresearch_hpc.records import Status
+
+
+def test_an_honest_script_comes_close_to_the_floor(real: Run, weak: Run) -> None:
+    outcome = real(script())
+    assert outcome.result
+    assert outcome.result.status is Status.OK, outcome.log
+    assert outcome.value
+    assert FLOOR < outcome.value < 1.5 * FLOOR
+    assert "Traceback" not in outcome.log
+    stand_in = weak(script()).value
+    assert stand_in
+    assert FLOOR < stand_in < 1.5 * FLOOR
