@@ -34,6 +34,7 @@ class CandidateMaker:
             commit=commit,
             knobs={**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)},
             diff_lines=diff_lines,
+            net_lines=_net_lines(patch),
         )
         self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._layout.proposal(id_), to_json(candidate))
@@ -68,3 +69,9 @@ class CandidateMaker:
 
     def _travelling(self, proposal: Proposal) -> Knobs:
         return {} if self.rewrites else proposal.knobs
+
+
+def _net_lines(patch: str) -> int:
+    """Lines added less lines removed, by a unified diff."""
+    lines = [line for line in patch.splitlines() if not line.startswith(("+++ ", "--- "))]
+    return sum(line.startswith("+") for line in lines) - sum(line.startswith("-") for line in lines)

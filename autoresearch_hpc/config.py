@@ -388,14 +388,51 @@ class BudgetConfig:
 
 
 @dataclass
+class LookConfig:
+    """A small array after the round's own: the best candidates again, under fresh seeds."""
+
+    keep: int = 1  # at most so many candidates
+    fresh: int = 1  # with so many further trials each
+    ahead: float = 1.0  # that are ahead by so many standard errors
+    share: float = 0.5  # of decide.alpha, what is spent on keeping one after this look
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "fresh", "share"):
+            _require(getattr(self, name) > 0, f"decide.looks: {name}={getattr(self, name)}", "give a number above 0")
+
+
+@dataclass
 class DecideConfig:
     """When a candidate replaces the incumbent."""
 
-    rule: str = "best"  # best: the best OK candidate that beats the incumbent by min_delta
-    min_delta: float = 0.0  # how much better it must be
+    rule: str = "significant"  # significant: told from luck; best: the best number, taken at its face value
+    min_delta: float = 0.0  # how much better it must be at least
+    alpha: float = 0.05  # significant: chance a round to keep anything that is no better
+    replicates: int = 3  # trials of the incumbent, the baseline first, before it is compared with
+    looks: list[LookConfig] = field(  # further trials of the best, before one is kept
+        default_factory=lambda: [
+            LookConfig(keep=3, fresh=1, ahead=1.0, share=0.2),
+            LookConfig(keep=1, fresh=3, ahead=1.5, share=0.78),
+        ]
+    )
+    controls: int = 2  # trials of the incumbent beside a look, at most
+    incumbent_trials: int = 6  # until it has had so many
+    noise_sd: float | None = None  # standard deviation of a single trial, where it is known beforehand
+    noise_df: float = 4.0  # what that is worth, in degrees of freedom
+    max_vram_gb: float | None = None  # a candidate that needs more GPU memory is not kept
+    price_per_gb: float = 0.0  # by how much a gigabyte more has to make the metric better
+    simplify: bool = False  # keep a candidate that removes code at an equal score
+    simplify_margin: float = 0.0005  # by how much less code may be worse
 
     def __post_init__(self) -> None:
-        _require(self.min_delta >= 0, f"decide.min_delta={self.min_delta}", "give 0 or more")
+        for name in ("min_delta", "controls", "price_per_gb"):
+            _require(getattr(self, name) >= 0, f"decide.{name}={getattr(self, name)}", "give 0 or more")
+        for name in ("replicates", "incumbent_trials", "noise_sd", "noise_df", "max_vram_gb", "simplify_margin"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"decide.{name}={value}", "give a number above 0")
+        shares = sum(look.share for look in self.looks)
+        _require(0 < self.alpha < 1, f"decide.alpha={self.alpha}", "give a probability between 0 and 1")
+        _require(shares < 1, f"the shares of decide.looks add up to {shares:g}", "leave some for the round's own array")
 
 
 @dataclass

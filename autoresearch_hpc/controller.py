@@ -14,7 +14,7 @@ from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Baseline, Config
 from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
 from autoresearch_hpc.fanout import Fanout
-from autoresearch_hpc.history import Entry, Incumbent, Round
+from autoresearch_hpc.history import Entry, Round
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.records import (
@@ -63,7 +63,7 @@ class Controller:
                         reason = "the agent has nothing more to propose"
                         break
                     self._commit(round_)
-                    self._fanout.train(round_)
+                    self._train(round_)
                     self._judge(round_)
                     self._close(round_)
                 self._fanout.settle()
@@ -136,7 +136,7 @@ class Controller:
             direction=history.direction,
             metric=history.metric,
             incumbent=incumbent.candidate if incumbent else None,
-            incumbent_value=incumbent.value if incumbent else None,
+            incumbent_value=history.entry(incumbent.candidate).value if incumbent else None,
             incumbent_knobs=knobs,
             source={path: self._repo.read(commit, path) for path in self._config.task.editable_paths},
             outcomes=history.outcomes(),
@@ -179,29 +179,49 @@ class Controller:
             raise ConfigError(f"{entry.id} builds on {name!r}, which is no earlier candidate", "correct the plan")
         return candidate
 
+    # training
+
+    def _train(self, round_: Round) -> None:
+        """Train the round's array, then whatever its results ask for: replicates, confirmations under fresh seeds."""
+        rule = self._config.decide
+        if not round_.stages:
+            self._want(round_, "array", decide.beside(self._history, round_, rule))
+        self._fanout.train(round_)
+        while not round_.judged and (more := decide.further(self._history, round_, rule)):
+            self._want(round_, more.stage, more.trials)
+            self._fanout.train(round_)
+
+    def _want(self, round_: Round, stage: str, trials: Mapping[str, int]) -> None:
+        self._record("trials.wanted", round=round_.index, stage=stage, trials=dict(trials))
+        if trials:
+            named = ", ".join(f"{count} x {id_}" for id_, count in trials.items())
+            _log.info("round=%d %s: %s", round_.index, stage, named)
+
     # judging
 
     def _judge(self, round_: Round) -> None:
         """Decide what is kept; the agent hears of it."""
         if round_.judged:
             return
-        incumbent = self._history.incumbent
-        standing = decide.Standing(candidate=incumbent.candidate, value=incumbent.value) if incumbent else None
-        judgement = decide.judge(self._history.direction, standing, _judged(round_), self._config.decide)
-        stands = judgement.standing
-        new = self._incumbent(stands.candidate, stands.value) if stands else None
+        judgement = decide.judge(self._history, round_, self._config.decide)
         self._record(
             "round.judged",
             round=round_.index,
             verdicts={id_: verdict.value for id_, verdict in judgement.verdicts.items()},
-            incumbent=None if new is None else {"candidate": new.candidate, "commit": new.commit, "value": new.value},
+            findings=dict(judgement.findings),
+            noise=judgement.noise,
+            incumbent=self._standing(judgement.incumbent),
         )
+        for id_, words in judgement.findings.items():
+            _log.info("round=%d candidate=%s %s", round_.index, id_, words)
         self._agent.tell([o for o in self._history.outcomes() if o.round == round_.index])
 
-    def _incumbent(self, id_: str, value: float) -> Incumbent:
-        candidate = self._history.entry(id_).candidate
-        assert candidate
-        return Incumbent(candidate=id_, commit=candidate.commit, value=value)
+    def _standing(self, id_: str | None) -> dict[str, object] | None:
+        if id_ is None:
+            return None
+        entry = self._history.entry(id_)
+        assert entry.candidate
+        return {"candidate": id_, "commit": entry.candidate.commit, "value": entry.value}
 
     def _close(self, round_: Round) -> None:
         """Move the branch to the incumbent and bring the tables up to date."""
@@ -209,30 +229,13 @@ class Controller:
         if incumbent is None:
             report.write_tables(self._history, self._layout)
             self._record("run.stopped", reason="the baseline failed")
-            raise _baseline_failed(next(iter(round_.entries.values())), self._layout)
+            raise _baseline_failed(self._history.entry(decide.BASELINE), self._layout)
         self._repo.advance(self._history.tag, incumbent.commit)
         report.write_tables(self._history, self._layout)
         self._record("round.closed", round=round_.index)
         _log.info(
             "round=%d incumbent=%s %s=%.6f", round_.index, incumbent.candidate, self._history.metric, incumbent.value
         )
-
-
-def _judged(round_: Round) -> list[decide.Entry]:
-    entries = []
-    for entry in round_.entries.values():
-        assert entry.result
-        assert entry.candidate
-        entries.append(
-            decide.Entry(
-                candidate=entry.id,
-                status=entry.result.status,
-                value=entry.value,
-                diff_lines=entry.candidate.diff_lines,
-                baseline=entry.id == candidate_id(0, 0),
-            )
-        )
-    return entries
 
 
 def _baseline_failed(baseline: Entry, layout: RunLayout) -> AutoresearchError:

@@ -9,7 +9,7 @@ nothing of its candidate is dropped, and another trial follows.
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from autoresearch_hpc import collect
@@ -75,10 +75,10 @@ class Fanout:
         """
         if round_.judged:
             return
-        for entry in round_.entries.values():
-            if entry.trial and entry.trial.result:
-                self._drop_if_void(entry.trial)
-        while any(entry.result is None for entry in round_.entries.values()):
+        for trial in round_.trials:
+            if trial.result and trial.dropped is None:
+                self._drop_if_void(round_, trial)
+        while not round_.complete:
             self._resolve(round_)
             self._submit(round_)
             self._collect(round_)
@@ -93,44 +93,52 @@ class Fanout:
     # submitting
 
     def _submit(self, round_: Round) -> None:
-        """A trial of each candidate that has none: in one array, or as few as limits and the budget allow."""
-        waiting = [e for e in round_.entries.values() if e.trial is None or e.trial.job_name is None]
-        while waiting and self._pacing.due:
+        """All trials that are missing: in one array, or as few as limits and the budget allow."""
+        while self._pacing.due and (waiting := self._missing(round_)):
             room = self._budget.room(self._history)
             fitting = waiting if room.trials is None else waiting[: room.trials]
             if not fitting:
                 if not round_.outstanding:
-                    self._shrink(round_, waiting, room.cap)
+                    self._shrink(round_, room.cap)
                 return
-            part = fitting[: min(self._cluster.max_array, self._pacing.size or len(fitting))]
-            if self._launch(round_, part):
-                waiting = waiting[len(part) :]
+            size = min(self._cluster.max_array, self._pacing.size or len(fitting))
+            self._launch(round_, dict(fitting[:size]))
 
-    def _launch(self, round_: Round, part: Sequence[Entry]) -> bool:
-        """One array; whether it is in the queue."""
-        trials = [entry.trial.id if entry.trial else trial_id(entry.id, len(entry.trials)) for entry in part]
-        for id_, entry in zip(trials, part, strict=True):
+    def _missing(self, round_: Round) -> list[tuple[str, Entry]]:
+        """Ids of the trials to submit: of one that has not been in a queue yet, or a further one."""
+        free = [t for t in round_.trials if t.dropped is None and not t.job_name and not t.result]
+        missing = []
+        for candidate, count in round_.missing.items():
+            entry = self._history.entry(candidate)
+            again = [t.id for t in free if t.candidate == candidate]
+            new = (trial_id(candidate, len(entry.trials) + i) for i in range(count - len(again)))
+            missing += [(id_, entry) for id_ in (*again, *new)]
+        return missing
+
+    def _launch(self, round_: Round, part: Mapping[str, Entry]) -> None:
+        """One array; the pacing hears whether it went into the queue."""
+        trials = list(part)
+        for id_, entry in part.items():
             assert entry.candidate
             self._specs.write(entry.candidate, id_)
         job_name = f"{self._history.tag}-{self._history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
-        submission = self._submission(round_, job_name, trials, self._avoid(part))
+        submission = self._submission(round_, job_name, trials, self._avoid(part.values()))
         self._stop.check()
         self._record("submit.intent", round=round_.index, job_name=job_name, trials=trials)
         try:
             jobs = self._cluster.launch(submission)
         except NoAnswerError as error:
             self._pacing.unanswered(error)
-            return False
+            return
         except ClusterError as error:
             self._record("submit.refused", round=round_.index, job_name=job_name, trials=trials, reason=str(error))
             if not isinstance(error, NoRoomError):
                 raise
             self._pacing.refused(len(part), error)
-            return False
+            return
         self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
         self._pacing.accepted()
         _log.info("round=%d array=%s trials=%d submitted", round_.index, job_name, len(part))
-        return True
 
     def _submission(
         self, round_: Round, job_name: str, trials: Sequence[str], avoid: tuple[str, ...] = ()
@@ -140,15 +148,15 @@ class Fanout:
         specs = {id_: self._layout.trial(id_).spec for id_ in trials}
         return Submission(job_name=job_name, trials=specs, array=array, wall_limit_s=self._wall_limit_s, avoid=avoid)
 
-    def _avoid(self, part: Sequence[Entry]) -> tuple[str, ...]:
+    def _avoid(self, part: Iterable[Entry]) -> tuple[str, ...]:
         """Nodes that have lost several candidates, and those that have lost one of these."""
         own = {t.node for entry in part for t in entry.trials if t.node and collect.is_nodes_fault(t)}
         return tuple(sorted(own | collect.faulty_nodes(self._history, self._config.max_node_faults)))
 
-    def _shrink(self, round_: Round, entries: Sequence[Entry], cap: str) -> None:
-        left_out = [entry.id for entry in entries]
+    def _shrink(self, round_: Round, cap: str) -> None:
+        left_out = list(round_.missing)
         self._record("round.shrunk", round=round_.index, candidates=left_out, reason=cap)
-        _log.warning("round=%d without %s: %s", round_.index, ", ".join(left_out), cap)
+        _log.warning("round=%d no further trials of %s: %s", round_.index, ", ".join(left_out), cap)
 
     def _resolve(self, round_: Round) -> None:
         """Look for submissions in doubt, as soon as the pacing allows."""
@@ -196,7 +204,7 @@ class Fanout:
             state = states.get(trial.id) or self._overdue(trial)
             if trial.id in read_now or (state and state.ended):
                 if result := self._result(round_, trial, state):
-                    self._accept(trial, result)
+                    self._accept(round_, trial, result)
                     continue
             if state and not state.ended:  # an announced result may be none yet: its job was requeued, and may wait
                 self._watch(round_, trial, state)
@@ -259,7 +267,7 @@ class Fanout:
             except ClusterError as error:
                 _log.warning("%s", error)
 
-    def _accept(self, trial: Trial, result: TrialResult) -> None:
+    def _accept(self, round_: Round, trial: Trial, result: TrialResult) -> None:
         self._record("trial.done", trial=trial.id, result=to_json(result))
         self._inbox.clear(trial.id)
         self._pacing.one_ended()
@@ -278,13 +286,14 @@ class Fanout:
             value,
             cause,
         )
-        self._drop_if_void(trial)
+        self._drop_if_void(round_, trial)
 
-    def _drop_if_void(self, trial: Trial) -> None:
+    def _drop_if_void(self, round_: Round, trial: Trial) -> None:
         """Drop a trial whose outcome says nothing of its candidate, so that another follows, if one fits the budget."""
         result = trial.result
         assert result
-        tried = sum(t.dropped is not None and not t.cancelled for t in self._history.entry(trial.candidate).trials)
+        lost = [t for t in round_.trials if t.candidate == trial.candidate and t.dropped is not None]
+        tried = sum(not t.cancelled for t in lost)
         if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
             self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
         elif collect.is_infrastructure(result) and tried < self._config.max_retries:
@@ -293,7 +302,7 @@ class Fanout:
 
     def _require_one(self, round_: Round) -> None:
         """Raise ClusterError where every trial was lost: there is nothing to judge. Who resumes trains them again."""
-        results = [entry.result for entry in round_.entries.values() if entry.result]
+        results = [trial.result for trial in round_.trials if trial.result and trial.dropped is None]
         if not results or any(result.status is not Status.LOST for result in results):
             return
         for result in results:

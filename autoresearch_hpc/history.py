@@ -6,7 +6,8 @@ appends, so that a resumed run and one that never stopped are in the same state.
     run.started     tag, uid, version, config_sha256, repo, start_commit, metric, direction
     run.resumed     pid, host
     round.proposed  round, base, proposals {candidate id: proposal}
-    round.committed round, candidates [candidate]
+    round.committed round, candidates [candidate]: one trial of each is wanted
+    trials.wanted   round, stage (array | remeasurement | look N), trials {candidate id: further trials}
     submit.intent   round, job_name, trials [trial id]
     submit.done     round, job_name, jobs {trial id: job id}
     submit.refused  round, job_name, trials [trial id], reason: they are not in the queue, and may be submitted again
@@ -15,12 +16,15 @@ appends, so that a resumed run and one that never stopped are in the same state.
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
     trial.charged   gpu_s {trial id: GPU-seconds, by the cluster's accounting}
     round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
-    round.judged    round, verdicts {candidate id: verdict}, incumbent {candidate, commit, value}
+    round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: words}, noise,
+                    incumbent {candidate, commit, value}
     round.closed    round: the branch and the tables are up to date
     run.interrupted reason, cancelled [trial id]
     run.stopped     reason
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +53,7 @@ class Trial:
 
     id: str
     candidate: str
+    round: int  # that asked for it: an incumbent is run again in later ones
     job_name: str | None
     submitted_at: str
     job: str | None = None
@@ -81,6 +86,7 @@ class Entry:
     candidate: Candidate | None = None
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
+    finding: str = ""  # what was said of it when it was judged
 
     @property
     def trial(self) -> Trial | None:
@@ -88,12 +94,22 @@ class Entry:
         return next((t for t in reversed(self.trials) if t.dropped is None), None)
 
     @property
+    def results(self) -> list[TrialResult]:
+        """Of all the trials that count."""
+        return [t.result for t in self.trials if t.result and t.dropped is None]
+
+    @property
     def result(self) -> TrialResult | None:
-        return self.trial.result if self.trial else None
+        """The one to show: the first good one, else the newest."""
+        results = self.results
+        good = (result for result in results if result.status is Status.OK)
+        return next(good, results[-1] if results else None)
 
     @property
     def value(self) -> float | None:
-        return self.result.metric.value if self.result else None
+        """The mean over all good trials, so that no lucky one stands for the candidate."""
+        values = [v for result in self.results if (v := result.metric.value) is not None]
+        return math.fsum(values) / len(values) if values else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +120,10 @@ class Round:
     base: str  # the incumbent's commit when the round was proposed
     proposed_at: str
     entries: dict[str, Entry] = field(default_factory=dict)
+    wanted: dict[str, int] = field(default_factory=dict)  # candidate -> results that the array shall bring
+    confirming: dict[str, int] = field(default_factory=dict)  # candidate -> further ones, of the confirmation
+    stages: list[str] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)  # of its own candidates, and of the incumbent beside them
     judged: bool = False
     closed_at: str | None = None
     num_arrays: int = 0
@@ -115,8 +135,23 @@ class Round:
     @property
     def outstanding(self) -> list[Trial]:
         """Trials that were submitted, or may have been, and have no result yet."""
-        trials = [entry.trial for entry in self.entries.values()]
-        return [trial for trial in trials if trial and trial.job_name and trial.result is None]
+        return [trial for trial in self.trials if trial.job_name and trial.result is None]
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Candidate -> trials that it still lacks: neither in a queue, nor in doubt, nor ended."""
+        have = Counter(t.candidate for t in self.trials if t.dropped is None and (t.job_name or t.result))
+        return {c: n for c, wanted in self._needed.items() if (n := wanted - have[c]) > 0}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every result that was wanted is there."""
+        have = Counter(t.candidate for t in self.trials if t.dropped is None and t.result)
+        return all(have[candidate] >= wanted for candidate, wanted in self._needed.items())
+
+    @property
+    def _needed(self) -> Mapping[str, int]:
+        return Counter(self.wanted) + Counter(self.confirming)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +178,7 @@ class History:
     active: list[tuple[str, str]] = field(default_factory=list)  # spans of a controller's life: (from, last event)
     rounds: list[Round] = field(default_factory=list)
     incumbent: Incumbent | None = None
+    noise: str = ""  # how far replicates spread, in words, as of the last judgement
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
 
@@ -199,6 +235,7 @@ class History:
                 status=entry.result.status if entry.result else Status.LOST,
                 value=entry.value,
                 verdict=entry.verdict,
+                finding=entry.finding,
                 error=entry.result.error if entry.result else None,
             )
             for round_ in self.rounds
@@ -233,9 +270,19 @@ class History:
         for payload in data["candidates"]:
             candidate = from_json(Candidate, payload)
             self.entry(candidate.id).candidate = candidate
+            self.rounds[candidate.round].wanted[candidate.id] = 1
+
+    def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
+        round_, stage = self.rounds[data["round"]], data["stage"]
+        more = round_.confirming if stage.startswith("look") else round_.wanted
+        for id_, count in data["trials"].items():
+            self.entry(id_)
+            more[id_] = more.get(id_, 0) + count
+        round_.stages.append(stage)
 
     def _submit_intent(self, at: str, data: Mapping[str, Any]) -> None:
-        self.rounds[data["round"]].num_arrays += 1
+        round_ = self.rounds[data["round"]]
+        round_.num_arrays += 1
         for id_ in data["trials"]:
             entry = self.entry(id_.rpartition("-")[0])
             known = next((t for t in entry.trials if t.id == id_), None)
@@ -243,7 +290,10 @@ class History:
                 known.job_name, known.submitted_at, known.job = data["job_name"], at, None
                 known.cancelled = False
             else:
-                entry.trials.append(Trial(id=id_, candidate=entry.id, job_name=data["job_name"], submitted_at=at))
+                name = data["job_name"]
+                trial = Trial(id=id_, candidate=entry.id, round=round_.index, job_name=name, submitted_at=at)
+                entry.trials.append(trial)
+                round_.trials.append(trial)
 
     def _submit_done(self, at: str, data: Mapping[str, Any]) -> None:
         for id_, job in data["jobs"].items():
@@ -269,20 +319,29 @@ class History:
             self.trial(id_).gpu_s = float(seconds)
 
     def _round_shrunk(self, at: str, data: Mapping[str, Any]) -> None:
-        entries = self.rounds[data["round"]].entries
+        round_ = self.rounds[data["round"]]
         for id_ in data["candidates"]:
-            ended = [trial for trial in entries[id_].trials if trial.result]
-            if ended:  # no further trial fits: what the last one came to stands
-                entries[id_].trials[:] = ended
-                ended[-1].dropped = None
-            else:
-                del entries[id_]
+            mine = [trial for trial in round_.trials if trial.candidate == id_]
+            for trial in [t for t in mine if not t.result]:  # never to be submitted again
+                self.entry(id_).trials.remove(trial)
+                round_.trials.remove(trial)
+            ended = [trial for trial in mine if trial.result]
+            if ended and all(trial.dropped is not None for trial in ended):
+                ended[-1].dropped = None  # no further one fits: what the last one came to stands
+            counted = sum(trial.dropped is None for trial in ended)
+            round_.wanted[id_] = min(round_.wanted.get(id_, 0), counted)
+            round_.confirming[id_] = counted - round_.wanted[id_]
+            if not counted:
+                round_.entries.pop(id_, None)
 
     def _round_judged(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
         round_.judged = True
         for id_, verdict in data["verdicts"].items():
             round_.entries[id_].verdict = Verdict(verdict)
+        for id_, words in data.get("findings", {}).items():
+            round_.entries[id_].finding = words
+        self.noise = data.get("noise") or self.noise
         self.incumbent = Incumbent(**data["incumbent"]) if data["incumbent"] else None
 
     def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:
@@ -302,6 +361,7 @@ _HANDLERS = {
     "run.resumed": History._run_resumed,
     "round.proposed": History._round_proposed,
     "round.committed": History._round_committed,
+    "trials.wanted": History._trials_wanted,
     "submit.intent": History._submit_intent,
     "submit.done": History._submit_done,
     "submit.refused": History._submit_refused,

@@ -78,6 +78,7 @@ class Candidate:
     commit: str
     knobs: Knobs = field(default_factory=dict)
     diff_lines: int = 0
+    net_lines: int = 0  # lines added less lines removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,7 @@ class TrialResult:
     tokens: int | None = None
     mfu: float | None = None
     num_params: int | None = None
+    torch: str | None = None  # version of torch on the node
     error: Failure | None = None
     data_sha256: str | None = None
     harness_sha256: str | None = None
@@ -228,6 +230,7 @@ class Outcome:
     status: Status
     value: float | None
     verdict: Verdict | None = None
+    finding: str = ""  # what was said of it when it was judged: its gain with the noise beside it
     error: Failure | None = None
 
 

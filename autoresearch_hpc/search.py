@@ -63,7 +63,7 @@ def run(config: Config) -> Finished:
         )
     start = past.start_commit or preflight.start_commit(config, repo)
     space = preflight.check_plan(config, repo, start)
-    decide.find(config.decide.rule)
+    decide.require_known(config.decide)
     agent = agents.build(config.agent, config.plan, space, config.seed, preflight.fixed_values(config.corpus))
     place = cluster.build(config.cluster)
     _check(place, config, layout, resuming=past.started_at is not None)

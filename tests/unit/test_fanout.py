@@ -106,7 +106,7 @@ def end_well(spec_path: Path, value: float = 1.0) -> None:
     spec = from_json(TrialSpec, read_json(spec_path))
     paths = TrialPaths(spec_path.parent)
     state = JobState("COMPLETED", ended=True)
-    trial = collect.Trial(id=spec.trial, candidate=spec.candidate, job_name="j", submitted_at="")
+    trial = collect.Trial(id=spec.trial, candidate=spec.candidate, round=spec.round, job_name="j", submitted_at="")
     made = collect.missing_result(spec, trial, state, paths, paths.log)
     result = replace(
         made,

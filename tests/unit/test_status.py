@@ -72,7 +72,7 @@ def test_a_trial_is_looked_at_once_a_second_and_never_again_when_done(run: FakeR
     [id_] = run.propose(["baseline"])
     clock = [100.0]
     watch = Watch(run.layout, pace_s=1.0, monotonic=lambda: clock[0])
-    trial = Trial(id=id_, candidate="r00-c00", job_name="x", submitted_at=run.now.isoformat())
+    trial = Trial(id=id_, candidate="r00-c00", round=0, job_name="x", submitted_at=run.now.isoformat())
     assert watch(trial).phase is None
     run.claim(id_, "compile")
     clock[0] += 0.9
