@@ -409,12 +409,12 @@ class DecideConfig:
     min_delta: float = 0.0  # how much better it must be at least
     alpha: float = 0.05  # significant: chance a round to keep anything that is no better
     replicates: int = 3  # trials of the incumbent, the baseline first, before it is compared with
-    looks: list[LookConfig] = field(  # further trials of the best, before one is kept
+    looks: list[LookConfig] = field(
         default_factory=lambda: [
             LookConfig(keep=3, fresh=1, ahead=1.0, share=0.2),
             LookConfig(keep=1, fresh=3, ahead=1.5, share=0.78),
         ]
-    )
+    )  # further trials of the best, before one is kept
     controls: int = 2  # trials of the incumbent beside a look, at most
     incumbent_trials: int = 6  # until it has had so many
     noise_sd: float | None = None  # standard deviation of a single trial, where it is known beforehand

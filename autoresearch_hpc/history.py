@@ -23,10 +23,10 @@ appends, so that a resumed run and one that never stopped are in the same state.
     run.stopped     reason
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.errors import JournalError
@@ -109,7 +109,7 @@ class Entry:
     def value(self) -> float | None:
         """The mean over all good trials, so that no lucky one stands for the candidate."""
         values = [v for result in self.results if (v := result.metric.value) is not None]
-        return math.fsum(values) / len(values) if values else None
+        return mean(values) if values else None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -141,13 +141,22 @@ def _default(value: ast.expr | None) -> str:
         return ""
     if isinstance(value, ast.Call):  # field(default_factory=...)
         factory = value.keywords[0].value
-        made = ast.unparse(factory.body if isinstance(factory, ast.Lambda) else factory)
-        return {"list": "[]", "dict": "{}"}.get(made, made.replace("'", "") if made.startswith("[") else made)
+        made = _flow(factory.body if isinstance(factory, ast.Lambda) else factory)
+        return {"list": "[]", "dict": "{}"}.get(made, made)
     if isinstance(value, ast.Attribute):  # a member of an enumeration
         return value.attr
     constant = ast.literal_eval(value)
     words = {None: "null", True: "true", False: "false", "": '""'}
     return words[constant] if constant is None or isinstance(constant, bool) or constant == "" else str(constant)
+
+
+def _flow(value: ast.expr) -> str:
+    """A list or a record in YAML's flow style."""
+    if isinstance(value, ast.List):
+        return f"[{', '.join(map(_flow, value.elts))}]"
+    if isinstance(value, ast.Call):
+        return f"{{{', '.join(f'{k.arg}: {_flow(k.value)}' for k in value.keywords)}}}"
+    return ast.unparse(value).replace("'", "")
 
 
 def _members(node: ast.ClassDef) -> list[str]:

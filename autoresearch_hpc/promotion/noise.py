@@ -9,6 +9,7 @@ against that and carries the first rounds, when two degrees of freedom are all t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 __all__ = ["KnownNoise", "Noise", "Replicates", "pool"]
 
@@ -71,7 +72,7 @@ def pool(groups: Sequence[Replicates], prior: KnownNoise | None = None) -> Noise
     if len(kinds) > 1:
         raise ValueError(f"replicates of {' and '.join(kinds)} do not compare")
     kind = kinds[0] if kinds else ""
-    squares = [(value - _mean(group.values)) ** 2 for group in groups for value in group.values]
+    squares = [(value - mean(group.values)) ** 2 for group in groups for value in group.values]
     measured = sum(max(0, len(group.values) - 1) for group in groups)
     total, df = math.fsum(squares), float(measured)
     if prior:
@@ -79,7 +80,3 @@ def pool(groups: Sequence[Replicates], prior: KnownNoise | None = None) -> Noise
     if not df:
         return Noise(sd=math.inf, df=0.0, kind=kind)
     return Noise(sd=math.sqrt(total / df), df=df, kind=kind, measured_df=float(measured))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -1,6 +1,7 @@
 """What one candidate's trials came to, and how two candidates compare."""
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from autoresearch_hpc.promotion.noise import Noise
@@ -37,7 +38,7 @@ class Sample:
         """Over all trials: a first lucky one never stands for the candidate. Raises ValueError without any."""
         if not self.all:
             raise ValueError(f"{self.candidate} has no value")
-        return math.fsum(self.all) / len(self.all)
+        return statistics.mean(self.all)  # exact: the mean of equal values is their value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,15 @@ def ok(paths: TrialPaths) -> TrialResult:
 
 
 def trial(**more: object) -> Trial:
-    given = {"id": "r01-c00-t0", "candidate": "r01-c00", "round": 1, "job_name": "j", "submitted_at": "", "job": "12_0", **more}
+    given = {
+        "id": "r01-c00-t0",
+        "candidate": "r01-c00",
+        "round": 1,
+        "job_name": "j",
+        "submitted_at": "",
+        "job": "12_0",
+        **more,
+    }
     return Trial(**given)  # type: ignore[arg-type]
 
 

@@ -28,6 +28,10 @@ def _yaml(value: object) -> str:
     """A default as YAML writes it, unquoted."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict) and value:
+        return f"{{{', '.join(f'{key}: {_yaml(inner)}' for key, inner in value.items())}}}"
     return '""' if value == "" else str(value).replace("'", "")
 
 

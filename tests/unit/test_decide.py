@@ -85,7 +85,7 @@ def verdicts(judgement: decide.Judgement) -> dict[str, str]:
 
 
 def test_an_unknown_rule_is_told_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="decide.rule=worst is unknown; the rules are best, significant"):
+    with pytest.raises(ConfigError, match=r"decide.rule=worst is unknown; the rules are best, significant"):
         decide.require_known(DecideConfig(rule="worst"))
     decide.require_known(BEST)
     decide.require_known(DecideConfig())
@@ -189,14 +189,14 @@ def test_luck_is_not_kept(begun: Search) -> None:
 
 def test_a_small_gain_is_kept_after_fresh_seeds_have_confirmed_it(begun: Search) -> None:
     begun.round("a", "b")
-    begun.earn("r01-c00", 0.9985)
+    begun.earn("r01-c00", 0.9990)
     begun.earn("r01-c01", 1.0010)
     seen = []
     while more := begun.further(SIGNIFICANT):
         seen.append(more.stage)
         begun.want(more.stage, **more.trials)  # type: ignore[arg-type]
         for candidate, count in more.trials.items():
-            begun.earn(candidate, *[{BASELINE: 1.0}.get(candidate, 0.9985)] * count)
+            begun.earn(candidate, *[{BASELINE: 1.0}.get(candidate, 0.9990)] * count)
     assert seen == ["look 1", "look 2"]
     assert begun.judge(SIGNIFICANT).incumbent == "r01-c00"
 
