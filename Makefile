@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 include tests/sandbox/sandbox.mk
 
-.PHONY: help setup setup-dev quickstart test test-unit chaos lint type check docs bench clean
+.PHONY: help setup setup-dev quickstart bubblewrap test test-unit chaos lint type check docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,7 +30,12 @@ setup-dev: $(VENV)/.installed-dev ## the same with the developers' tools
 quickstart: setup ## a real search on this machine, in about two minutes
 	$(BIN)/python -m autoresearch_hpc +round=quickstart
 
-test: setup-dev slurm-packages ## all tests that this machine can run
+bubblewrap: ## install bubblewrap, which one test puts around a trial (as root), or say how
+	@command -v bwrap >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends bubblewrap; \
+	else echo "bubblewrap is not installed here; as root run: apt-get install bubblewrap"; [ "$$CI" != true ]; fi
+
+test: setup-dev slurm-packages bubblewrap ## all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 

@@ -50,6 +50,12 @@ class Device(Enum):
     cpu = "cpu"
 
 
+class Sandbox(Enum):
+    auto = "auto"
+    require = "require"
+    off = "off"
+
+
 class Dirty(Enum):
     refuse = "refuse"
     snapshot = "snapshot"
@@ -270,6 +276,9 @@ class MetricConfig:
     regex: str | None = None  # or: a regular expression over the output; group 1 of the last match
 
 
+_VARIABLES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
+
+
 def _check_regex(pattern: str) -> None:
     try:
         groups = re.compile(pattern).groups
@@ -297,13 +306,26 @@ class TaskConfig:
     command: str | None = None  # command: the shell line, e.g. "python fit.py"; {KNOB} for knobs by template
     knobs_by: KnobsBy = KnobsBy.rewrite  # command: rewrite constants of `script`, env variables, or the template
     env: dict[str, str] = field(default_factory=dict)  # extra environment of the trial
+    pass_env: list[str] = field(default_factory=list)  # your variables that pass into job and trial: NAME or PREFIX*
+    sandbox: Sandbox = Sandbox.auto  # gpt: Landlock where there is one; only where; never ("off" in YAML)
     metric: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
         for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
             _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
         _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
+        for name in self.pass_env:
+            _require(
+                bool(_VARIABLES.fullmatch(name)),
+                f"task.pass_env: {name!r} names no environment variable",
+                "give names, or the beginning of some and a *: [MY_SETTING, SITE_*]",
+            )
         if self.kind is TaskKind.command:
+            _require(
+                self.sandbox is not Sandbox.require,
+                "task.sandbox=require, but a command is never shut in",
+                "leave it out, and let cluster.python put a container around it",
+            )
             _require(
                 bool(self.command),
                 "task.kind=command without task.command",

@@ -116,8 +116,9 @@ class Controller:
                 return proposals
         k, room = plan.num_candidates(index), self._budget.room(self._history)
         open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
-        if open_ and room.trials is not None and room.trials < k + len(proposals):
-            k = room.trials - len(proposals)
+        others = len(proposals) + sum(decide.beside(self._history, self._config.decide).values())
+        if open_ and room.trials is not None and room.trials < k + others:
+            k = max(0, room.trials - others)
             _log.info("round=%d shrunk to %d: %s", index, k + len(proposals), room.cap)
         return proposals + (list(self._agent.ask(self._state(index), k)) if k else [])
 
@@ -140,6 +141,8 @@ class Controller:
             incumbent_knobs=knobs,
             source={path: self._repo.read(commit, path) for path in self._config.task.editable_paths},
             outcomes=history.outcomes(),
+            noise=history.noise,
+            pool=history.pool,
         )
 
     @property
@@ -185,7 +188,7 @@ class Controller:
         """Train the round's array, then whatever its results ask for: replicates, confirmations under fresh seeds."""
         rule = self._config.decide
         if not round_.stages:
-            self._want(round_, "array", decide.beside(self._history, round_, rule))
+            self._want(round_, "array", decide.beside(self._history, rule))
         self._fanout.train(round_)
         while not round_.judged and (more := decide.further(self._history, round_, rule)):
             self._want(round_, more.stage, more.trials)
@@ -208,12 +211,14 @@ class Controller:
             "round.judged",
             round=round_.index,
             verdicts={id_: verdict.value for id_, verdict in judgement.verdicts.items()},
-            findings=dict(judgement.findings),
-            noise=judgement.noise,
+            findings={id_: to_json(finding) for id_, finding in judgement.findings.items()},
+            noise=to_json(judgement.noise) if judgement.noise else None,
+            pool=list(judgement.pool),
             incumbent=self._standing(judgement.incumbent),
+            over_baseline=to_json(judgement.over_baseline) if judgement.over_baseline else None,
         )
-        for id_, words in judgement.findings.items():
-            _log.info("round=%d candidate=%s %s", round_.index, id_, words)
+        for id_, finding in judgement.findings.items():
+            _log.info("round=%d candidate=%s %s", round_.index, id_, finding.words)
         self._agent.tell([o for o in self._history.outcomes() if o.round == round_.index])
 
     def _standing(self, id_: str | None) -> dict[str, object] | None:

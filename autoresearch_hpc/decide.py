@@ -6,49 +6,69 @@ history, so a resumed run decides as one that never stopped.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from autoresearch_hpc.config import DecideConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.history import Entry, History, Round
 from autoresearch_hpc.promotion import (
+    Call,
     Difference,
     Finding,
     KnownNoise,
     Look,
-    Noise,
+    Prior,
     Replicates,
     Sample,
     Significant,
+    as_gain,
     best,
     difference,
     effect_prior,
     pool,
+    shrink,
 )
 from autoresearch_hpc.promotion import Judgement as LookJudgement
 from autoresearch_hpc.promotion import judge as judge_look
-from autoresearch_hpc.records import Status, TrialResult, Verdict, candidate_id
+from autoresearch_hpc.records import Comparison, Direction, Gain, Noise, Status, Verdict, candidate_id
 
-__all__ = ["BASELINE", "Further", "Judgement", "beside", "further", "judge", "require_known"]
+__all__ = [
+    "BASELINE",
+    "Further",
+    "Judgement",
+    "beside",
+    "further",
+    "judge",
+    "most_further",
+    "num_replicates",
+    "require_known",
+]
 
 _log = logging.getLogger(__name__)
 BASELINE = candidate_id(0, 0)
 REMEASUREMENT = "remeasurement"
+_NOT_COMPARED = "not compared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """A verdict for every candidate, what is to be said of each, and the incumbent from now on.
 
-    `incumbent` is None after a baseline that failed. `noise` says how far replicates spread.
+    `incumbent` is None after a baseline that failed. `noise` says how far replicates spread, None where nothing is
+    known of it. `pool` are the round's near misses, best first. `over_baseline` is what the incumbent has gained on the
+    baseline; None while it is the baseline, or where the two were never run on the same kind.
     """
 
     verdicts: Mapping[str, Verdict]
-    findings: Mapping[str, str]
+    findings: Mapping[str, Comparison]
     incumbent: str | None
-    noise: str = ""
+    noise: Noise | None = None
+    pool: tuple[str, ...] = ()
+    over_baseline: Gain | None = None
 
 
 def require_known(config: DecideConfig) -> None:
@@ -57,12 +77,12 @@ def require_known(config: DecideConfig) -> None:
         raise ConfigError(f"decide.rule={config.rule} is unknown", f"the rules are {', '.join(sorted(_RULES))}")
 
 
-def beside(history: History, round_: Round, config: DecideConfig) -> dict[str, int]:
-    """Trials to send along with the round's candidates: of the incumbent, until it has been run often enough."""
-    incumbent = history.incumbent.candidate if history.incumbent else BASELINE
-    known = len(history.entry(incumbent).results) or round_.wanted.get(incumbent, 0)
-    more = _num_replicates(config) - known
-    return {incumbent: more} if more > 0 else {}
+def beside(history: History, config: DecideConfig) -> dict[str, int]:
+    """Trials to send along with the next candidates: of the incumbent, until it has been run often enough."""
+    incumbent = history.incumbent
+    known = len(history.entry(incumbent.candidate).results) if incumbent else 1  # the baseline is in its own array
+    more = num_replicates(config) - known
+    return {incumbent.candidate if incumbent else BASELINE: more} if more > 0 else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +103,14 @@ def further(history: History, round_: Round, config: DecideConfig) -> Further | 
         if REMEASUREMENT in round_.stages:  # it failed, or the budget had no room
             return None
         _log.warning("round=%d: %s was never run on %s: a new baseline is taken", round_.index, incumbent, view.kind)
-        return Further(stage=REMEASUREMENT, trials={incumbent: _num_replicates(config)})
+        return Further(stage=REMEASUREMENT, trials={incumbent: num_replicates(config)})
     if config.rule == "best":
         return None
-    said = _significance(history, round_, view, config)
+    said = _by_significance(view, config, _noise(history, view.kind, config), None)
     if not said.again:
         return None
     trials = dict.fromkeys(said.again, said.fresh) | ({incumbent: said.controls} if said.controls else {})
-    return Further(stage=f"look {_num_looks(round_) + 1}", trials=trials)
+    return Further(stage=f"look {view.look + 1}", trials=trials)
 
 
 def judge(history: History, round_: Round, config: DecideConfig) -> Judgement:
@@ -102,53 +122,93 @@ def judge(history: History, round_: Round, config: DecideConfig) -> Judgement:
     if history.incumbent is None and BASELINE in verdicts:
         verdicts[BASELINE] = Verdict.KEEP
     if not view.incumbent.all:  # nothing to compare with: the budget had no room for a new baseline
-        findings = {s.candidate: f"never compared: the incumbent was not run on {view.kind}" for s in view.candidates}
+        note = f"never compared: the incumbent was not run on {view.kind}"
+        findings = {s.candidate: Comparison(call=_NOT_COMPARED, note=note) for s in view.candidates}
         return Judgement(verdicts=verdicts, findings=findings, incumbent=view.incumbent.candidate)
-    winner, findings, noise = _RULES[config.rule](history, round_, view, config)
+    noise = _noise(history, view.kind, config)
+    prior = effect_prior(_differences(history, view.kind, noise), noise)
+    said = _RULES[config.rule](view, config, noise, prior)
+    findings = {f.candidate: f.record for f in said.findings}
     for id_, kind in view.elsewhere.items():
-        findings[id_] = f"ran on {kind}, where the incumbent did not"
-    if winner:
-        verdicts[winner] = Verdict.KEEP
-    return Judgement(verdicts=verdicts, findings=findings, incumbent=winner or view.incumbent.candidate, noise=noise)
+        findings[id_] = Comparison(call=_NOT_COMPARED, note=f"ran on {kind}, the round's others on {view.kind}")
+    if said.promote:
+        verdicts[said.promote] = Verdict.KEEP
+    return Judgement(
+        verdicts=verdicts,
+        findings=findings,
+        incumbent=said.promote or view.incumbent.candidate,
+        noise=noise if noise.known else None,
+        pool=said.pool,
+        over_baseline=_over_baseline(history, view, said.promote, noise, prior),
+    )
 
 
-_Answer = tuple[str | None, dict[str, str], str]
+def most_further(config: DecideConfig, k: int) -> list[int]:
+    """Trials of each look after a round of k candidates, at most: controls included, failures not."""
+    if config.rule == "best":
+        return []
+    sizes, still_in, controls = [], k, max(0, config.incumbent_trials - config.replicates)
+    for look in config.looks:
+        still_in = min(still_in, look.keep + config.simplify)
+        along = min(config.controls, controls)
+        controls -= along
+        sizes.append(still_in * look.fresh + along)
+    return sizes
 
 
-def _by_best(history: History, round_: Round, view: "_View", config: DecideConfig) -> _Answer:
-    return best(view.incumbent, view.candidates, history.direction, config.min_delta), {}, ""
+def num_replicates(config: DecideConfig) -> int:
+    """Trials that an incumbent has before it is compared with."""
+    return 1 if config.rule == "best" else config.replicates
 
 
-def _by_significance(history: History, round_: Round, view: "_View", config: DecideConfig) -> _Answer:
-    said = _significance(history, round_, view, config)
-    findings = {f.candidate: _words(f) for f in said.findings if f.difference}
-    return said.promote, findings, _noise(history, view.kind, config).words
+def _by_best(view: "_View", config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
+    """Takes numbers at their face value, but says what they are worth where the noise is known."""
+    winner = best(view.incumbent, view.candidates, view.direction, config.min_delta)
+    k, findings = sum(bool(sample.all) for sample in view.candidates), []
+    for sample in view.candidates:
+        if not sample.all:
+            findings.append(Finding(candidate=sample.candidate, call=Call.FAILED))
+            continue
+        call = Call.PROMOTE if sample.candidate == winner else Call.DISCARD
+        observed = difference(sample, view.incumbent, noise, view.direction)
+        effect = shrink(observed, prior, noise) if prior else None
+        found = Finding(candidate=sample.candidate, call=call, difference=observed, k=k, df=noise.df, effect=effect)
+        findings.append(found)
+    return LookJudgement(findings=tuple(findings), promote=winner)
 
 
-_RULES: dict[str, Callable[[History, Round, "_View", DecideConfig], _Answer]] = {
+def _by_significance(view: "_View", config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
+    rule = _significant(config)
+    return judge_look(rule, view.look, noise, view.incumbent, view.candidates, view.direction, prior)
+
+
+_RULES: dict[str, Callable[["_View", DecideConfig, Noise, Prior | None], LookJudgement]] = {
     "best": _by_best,
     "significant": _by_significance,
 }
 
 
-def _significance(history: History, round_: Round, view: "_View", config: DecideConfig) -> LookJudgement:
-    noise = _noise(history, view.kind, config)
-    prior = effect_prior(_differences(history, view.kind, noise), noise)
-    rule, look = _significant(config), _num_looks(round_)
-    return judge_look(rule, look, noise, view.incumbent, view.candidates, history.direction, prior)
+def _over_baseline(
+    history: History, view: "_View", winner: str | None, noise: Noise, prior: Prior | None
+) -> Gain | None:
+    """From the baseline to the new incumbent: the steps between all incumbents, each with every trial of its two.
 
-
-def _num_looks(round_: Round) -> int:
-    return sum(stage.startswith("look") for stage in round_.stages)
-
-
-def _num_replicates(config: DecideConfig) -> int:
-    return 1 if config.rule == "best" else config.replicates
-
-
-def _words(finding: Finding) -> str:
-    shrunk = f", expected {finding.effect.words}" if finding.effect else ""
-    return f"{finding.call.value}: {finding.words}{shrunk}"
+    The steps add up to the difference of the last and the first, whatever became of those between. What was picked out
+    were the steps, so it is they that are shrunk. Their errors partly cancel; the expected gain's margin does not count
+    on that.
+    """
+    kept = [e.id for e in history.entries() if e.verdict is Verdict.KEEP] or [BASELINE]
+    chain = [*kept, *([winner] if winner else [])]
+    samples = [_sample(history.entry(id_), view.kind, 1) for id_ in chain]
+    if len(samples) == 1 or not all(sample.all for sample in samples):
+        return None
+    steps = [difference(new, old, noise, history.direction) for old, new in pairwise(samples)]
+    whole = as_gain(difference(samples[-1], samples[0], noise, history.direction), noise.df)
+    effects = [effect for step in steps if prior and (effect := shrink(step, prior, noise))]
+    if not effects or whole.margin is None:
+        return whole
+    expected = math.fsum(effect.gain for effect in effects)
+    return replace(whole, expected=expected, expected_margin=math.hypot(*(e.high - e.gain for e in effects)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +216,8 @@ class _View:
     """A round's values, as far as they can be compared: those of one kind."""
 
     kind: str
+    direction: Direction
+    look: int  # how many there were; 0 after the round's own array
     incumbent: Sample
     candidates: tuple[Sample, ...]
     elsewhere: Mapping[str, str]  # candidate -> the kind that it ran on instead
@@ -168,35 +230,28 @@ class _View:
         if entry is None or entry.value is None:
             return None
         results = [t.result for t in round_.trials if t.dropped is None and t.result and t.result.status is Status.OK]
-        kinds = Counter(map(_kind, results)) or Counter(_kind(r) for r in entry.results if r.status is Status.OK)
+        kinds = Counter(r.kind for r in results or entry.results if r.status is Status.OK)
         kind = kinds.most_common(1)[0][0]
         rivals = [e for e in round_.entries.values() if e.id != incumbent]
         return cls(
             kind=kind,
+            direction=history.direction,
+            look=sum(stage.startswith("look") for stage in round_.stages),
             incumbent=_sample(entry, kind, len(entry.trials)),
             candidates=tuple(_sample(e, kind, round_.wanted.get(e.id, 1)) for e in rivals),
-            elsewhere={e.id: _kind(r) for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)},
+            elsewhere={e.id: r.kind for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)},
         )
 
 
-def _kind(result: TrialResult) -> str:
-    """What must be equal for two values to be compared, in words."""
-    parts = [result.gpu.name or "CPU", f"tier {result.tier}"]
-    parts += [f"torch {result.torch}"] if result.torch else []
-    parts += [f"data {result.data_sha256[:8]}"] if result.data_sha256 else []
-    parts += [f"harness {result.harness_sha256[:8]}"] if result.harness_sha256 else []
-    return ", ".join(parts)
-
-
 def _of(entry: Entry, kind: str) -> list[float]:
-    return [r.metric.value for r in entry.results if r.metric.value is not None and _kind(r) == kind]
+    return [r.metric.value for r in entry.results if r.metric.value is not None and r.kind == kind]
 
 
 def _sample(entry: Entry, kind: str, num_screening: int) -> Sample:
     """A candidate's values: of its first trials, and of those under fresh seeds that followed."""
     first, later = entry.results[:num_screening], entry.results[num_screening:]
     values = [
-        [r.metric.value for r in some if r.metric.value is not None and _kind(r) == kind] for some in (first, later)
+        [r.metric.value for r in some if r.metric.value is not None and r.kind == kind] for some in (first, later)
     ]
     peaks = [r.peak_vram_mb for r in entry.results if r.peak_vram_mb is not None]
     return Sample(
@@ -213,7 +268,7 @@ def _noise(history: History, kind: str, config: DecideConfig) -> Noise:
     groups = []
     for entry in history.entries():
         results = entry.results if entry.id == BASELINE else entry.results[1:]
-        values = [r.metric.value for r in results if r.metric.value is not None and _kind(r) == kind]
+        values = [r.metric.value for r in results if r.metric.value is not None and r.kind == kind]
         groups += [Replicates(kind=kind, values=tuple(values))] if values else []
     known = KnownNoise(sd=config.noise_sd, df=config.noise_df) if config.noise_sd else None
     return pool(groups, known)

@@ -296,7 +296,7 @@ class Fanout:
         tried = sum(not t.cancelled for t in lost)
         if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
             self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
-        elif collect.is_infrastructure(result) and tried < self._config.max_retries:
+        elif collect.is_infrastructure(result) and tried < self._config.max_retries * round_.needed[trial.candidate]:
             if self._budget.room(self._history).fits(1):
                 self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
 

@@ -16,8 +16,9 @@ appends, so that a resumed run and one that never stopped are in the same state.
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
     trial.charged   gpu_s {trial id: GPU-seconds, by the cluster's accounting}
     round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
-    round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: words}, noise,
-                    incumbent {candidate, commit, value}
+    round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: comparison}, noise (or null),
+                    pool [candidate id]: the near misses, best first, incumbent {candidate, commit, value} (or null),
+                    over_baseline: the incumbent's gain (or null: it is the baseline, or cannot be compared now)
     round.closed    round: the branch and the tables are up to date
     run.interrupted reason, cancelled [trial id]
     run.stopped     reason
@@ -33,7 +34,10 @@ from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.journal import REMEDY, Event
 from autoresearch_hpc.records import (
     Candidate,
+    Comparison,
     Direction,
+    Gain,
+    Noise,
     Outcome,
     Proposal,
     Status,
@@ -86,7 +90,7 @@ class Entry:
     candidate: Candidate | None = None
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
-    finding: str = ""  # what was said of it when it was judged
+    finding: Comparison | None = None  # against the incumbent, when its round was judged
 
     @property
     def trial(self) -> Trial | None:
@@ -106,9 +110,15 @@ class Entry:
         return next(good, results[-1] if results else None)
 
     @property
+    def values(self) -> list[float]:
+        """Of all the good trials of one kind, the newest: others do not compare."""
+        good = [result for result in self.results if result.metric.value is not None]
+        return [v for result in good if (v := result.metric.value) is not None and result.kind == good[-1].kind]
+
+    @property
     def value(self) -> float | None:
         """The mean over all good trials, so that no lucky one stands for the candidate."""
-        values = [v for result in self.results if (v := result.metric.value) is not None]
+        values = self.values
         return mean(values) if values else None
 
 
@@ -125,6 +135,7 @@ class Round:
     stages: list[str] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)  # of its own candidates, and of the incumbent beside them
     judged: bool = False
+    pool: list[str] = field(default_factory=list)  # its near misses, best first
     closed_at: str | None = None
     num_arrays: int = 0
 
@@ -141,17 +152,22 @@ class Round:
     def missing(self) -> dict[str, int]:
         """Candidate -> trials that it still lacks: neither in a queue, nor in doubt, nor ended."""
         have = Counter(t.candidate for t in self.trials if t.dropped is None and (t.job_name or t.result))
-        return {c: n for c, wanted in self._needed.items() if (n := wanted - have[c]) > 0}
+        return {c: n for c, wanted in self.needed.items() if (n := wanted - have[c]) > 0}
 
     @property
     def complete(self) -> bool:
         """Whether every result that was wanted is there."""
         have = Counter(t.candidate for t in self.trials if t.dropped is None and t.result)
-        return all(have[candidate] >= wanted for candidate, wanted in self._needed.items())
+        return all(have[candidate] >= wanted for candidate, wanted in self.needed.items())
 
     @property
-    def _needed(self) -> Mapping[str, int]:
-        return Counter(self.wanted) + Counter(self.confirming)
+    def needed(self) -> Mapping[str, int]:
+        """Candidate -> results that the round shall bring, the incumbent's controls among them.
+
+        Where the budget has not room for all, the first ones run: of a look the best, beside an array the incumbent.
+        """
+        array = sorted(self.wanted.items(), key=lambda pair: pair[0] in self.entries)
+        return Counter(self.confirming) + Counter(dict(array))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +194,8 @@ class History:
     active: list[tuple[str, str]] = field(default_factory=list)  # spans of a controller's life: (from, last event)
     rounds: list[Round] = field(default_factory=list)
     incumbent: Incumbent | None = None
-    noise: str = ""  # how far replicates spread, in words, as of the last judgement
+    over_baseline: Gain | None = None  # the incumbent's; None where it is the baseline, or they never ran alike
+    noise: Noise | None = None  # how far replicates spread, as of the last judgement; None where nothing is known
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
 
@@ -213,7 +230,7 @@ class History:
             yield from round_.entries.values()
 
     def entry(self, candidate: str) -> Entry:
-        return self.rounds[int(candidate.split("-")[0][1:])].entries[candidate]
+        return self.rounds[_round_of(candidate)].entries[candidate]
 
     def trial(self, trial: str) -> Trial:
         entry = self.entry(trial.rpartition("-")[0])
@@ -223,6 +240,23 @@ class History:
         """A candidate by its id, its name in the plan, or "baseline"."""
         wanted = candidate_id(0, 0) if name == "baseline" else name
         return next((e for e in self.entries() if wanted in (e.id, e.proposal.name)), None)
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """Near misses of the round that brought the incumbent and of those since, best first.
+
+        Those that lost against the incumbent in its own round count, since their edits are not in it; what earlier ones
+        bring on it nobody knows. By expected gain, else the observed one, each against the incumbent of its time.
+        """
+        if self.incumbent is None:
+            return ()
+        since = self.rounds[_round_of(self.incumbent.candidate) :]
+        near = [self.entry(id_) for round_ in since for id_ in round_.pool]
+        return tuple(entry.id for entry in sorted(near, key=_worth, reverse=True))
+
+    def standard_error(self, entry: Entry) -> float | None:
+        """Of the candidate's value, by the run's noise; None where nothing is known of that, or there is no value."""
+        return self.noise.standard_error(len(entry.values)) if self.noise else None
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """What agents hear: every candidate of a judged round."""
@@ -274,10 +308,12 @@ class History:
 
     def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
         round_, stage = self.rounds[data["round"]], data["stage"]
-        more = round_.confirming if stage.startswith("look") else round_.wanted
         for id_, count in data["trials"].items():
             self.entry(id_)
-            more[id_] = more.get(id_, 0) + count
+            if stage.startswith("look"):
+                round_.confirming[id_] = round_.confirming.pop(id_, 0) + count  # the newest look's order is what counts
+            else:
+                round_.wanted[id_] = round_.wanted.get(id_, 0) + count
         round_.stages.append(stage)
 
     def _submit_intent(self, at: str, data: Mapping[str, Any]) -> None:
@@ -339,10 +375,16 @@ class History:
         round_.judged = True
         for id_, verdict in data["verdicts"].items():
             round_.entries[id_].verdict = Verdict(verdict)
-        for id_, words in data.get("findings", {}).items():
-            round_.entries[id_].finding = words
-        self.noise = data.get("noise") or self.noise
-        self.incumbent = Incumbent(**data["incumbent"]) if data["incumbent"] else None
+        for id_, finding in data.get("findings", {}).items():
+            round_.entries[id_].finding = from_json(Comparison, finding)
+        round_.pool = [round_.entries[id_].id for id_ in data.get("pool", [])]
+        if noise := data.get("noise"):  # a round that tells nothing of it takes nothing back
+            self.noise = from_json(Noise, noise)
+        before, self.incumbent = self.incumbent, Incumbent(**data["incumbent"]) if data["incumbent"] else None
+        if gain := data.get("over_baseline"):
+            self.over_baseline = from_json(Gain, gain)
+        elif self.incumbent is None or before is None or before.candidate != self.incumbent.candidate:
+            self.over_baseline = None  # else what is known of this incumbent stands
 
     def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:
         self.rounds[data["round"]].closed_at = at
@@ -354,6 +396,17 @@ class History:
 
     def _run_stopped(self, at: str, data: Mapping[str, Any]) -> None:
         self.stopped = data["reason"]
+
+
+def _round_of(candidate: str) -> int:
+    return int(candidate.split("-")[0][1:])
+
+
+def _worth(entry: Entry) -> float:
+    gain = entry.finding.gain if entry.finding else None
+    if gain is None:
+        return 0.0
+    return gain.value if gain.expected is None else gain.expected
 
 
 _HANDLERS = {

@@ -1,7 +1,8 @@
 """Every path of a run, in one class.
 
 runs/<tag>/
-  config.yaml  journal.jsonl  results.tsv  trials.csv  progress.png  report.html  controller.lock  controller.log
+  config.yaml  journal.jsonl  results.tsv  candidates.csv  trials.csv  progress.png  report.html
+  controller.lock  controller.log
   rounds/03/arrays/<job name>/     array.json, the sbatch file and the logs of Slurm's side
   rounds/03/r03-c02/               proposal.json  diff.patch  src/
   rounds/03/r03-c02/trials/t0/     trial.json  claim-0.json  phases.json  train.log  checkpoint.pt  result.json
@@ -102,6 +103,10 @@ class RunLayout:
     @property
     def results_tsv(self) -> Path:
         return self.root / "results.tsv"
+
+    @property
+    def candidates_csv(self) -> Path:
+        return self.root / "candidates.csv"
 
     @property
     def trials_csv(self) -> Path:

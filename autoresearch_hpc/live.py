@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
@@ -17,7 +17,7 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from autoresearch_hpc.history import Entry, History
+from autoresearch_hpc.history import Entry, History, Round
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.progress import State, Watch, state_of
 from autoresearch_hpc.report import formats
@@ -25,11 +25,14 @@ from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings, settings_of
 from autoresearch_hpc.report.summary import Summary, summarize
 from autoresearch_hpc.report.tables import one_line
+from autoresearch_hpc.report.wording import kept_lines, standing
 
 if TYPE_CHECKING:
     from autoresearch_hpc.config import Config
 
 _REDRAW_S = 0.25
+_LINES_AROUND = 12  # of the screen, around the rows of candidates
+_MAX_KEPT_SHOWN = 3
 _SHARED_PACE_S = 1.0  # between two looks at the directories of trials
 _STYLES = {"OK": "green", "training": "cyan", "queued": "dim", "proposed": "dim", "committed": "dim"}
 _FAILED = "red"
@@ -87,7 +90,7 @@ class LiveView:
         if not self._live.is_started:
             self._quiet()
             self._live.start()
-        room = max(4, self._console.height - 8)
+        room = max(4, self._console.height - _LINES_AROUND)
         self._live.update(screen(history, self._settings, self._watch, states, max_rows=room), refresh=True)
 
     def note(self, text: str) -> None:
@@ -131,7 +134,7 @@ def screen(
     parts: list[RenderableType] = [Text(_heading(history, settings, tagged), style="bold" if tagged else "")]
     if history.rounds:
         parts.append(candidates(history, settings, watch, states, now, max_rows))
-    parts.append(Text(best_line(summary)))
+    parts += [Text(line) for line in best_lines(summary)]
     parts.append(Text(used_line(summary, settings)))
     return Group(*parts)
 
@@ -144,31 +147,37 @@ def candidates(
     now: datetime,
     max_rows: int | None = None,
 ) -> Columns:
-    """The newest round's candidates. Of more than max_rows, those that still run and the newest results."""
-    rows = [(entry, state_of(entry, watch, states, now)) for entry in history.rounds[-1].entries.values()]
+    """The newest round's candidates and, where it is run again, the incumbent. Of more than max_rows, those that still
+    run and the newest results.
+    """
+    round_ = history.rounds[-1]
+    beside = [history.entry(id_) for id_ in round_.needed if id_ not in round_.entries]
+    rows = [(entry, state_of(entry, watch, states, now)) for entry in (*round_.entries.values(), *beside)]
     shown, left_out = rows, 0
     if max_rows is not None and len(rows) > max_rows:
         order = sorted(range(len(rows)), key=lambda i: (not rows[i][1].running, rows[i][1].value is None, i))
         shown = [rows[i] for i in sorted(order[: max_rows - 1])]
         left_out = len(rows) - len(shown)
-    cells = [_row(entry, state, settings.wall_limit_s) for entry, state in shown]
+    cells = [_row(entry, state, round_, settings.wall_limit_s) for entry, state in shown]
     if left_out:
-        cells.append((Text(""), Text(f"and {left_out} more", style="dim"), *(Text("") for _ in range(3))))
-    head = ("candidate", "state", "time/limit", history.metric, "title")
-    return Columns(head=head, rows=cells, right={2, 3})
+        cells.append((Text(""), Text(f"and {left_out} more", style="dim"), *(Text("") for _ in range(4))))
+    head = ("candidate", "state", "time/limit", "trials", history.metric, "title")
+    return Columns(head=head, rows=cells, right={2, 3, 4})
 
 
-def best_line(summary: Summary) -> str:
-    baseline = (
-        f", baseline {formats.value(summary.baseline)}"
-        if summary.baseline is not None and (summary.improvement or summary.leading)
-        else ""
-    )
-    if summary.leading is not None:
-        return f"best so far: {formats.value(summary.leading)} ({summary.leading_candidate}, not yet judged){baseline}"
-    if summary.best is None:
-        return f"best so far: no {summary.metric} yet"
-    return f"best so far: {formats.value(summary.best)} ({summary.best_candidate}){baseline}"
+def best_lines(summary: Summary) -> Iterator[str]:
+    """The incumbent with what stands behind it, who is ahead of it, and the newest winners' gains."""
+    if summary.best is not None and summary.best_candidate is not None:
+        baseline = f", baseline {formats.value(summary.baseline)}" if summary.moved else ""
+        behind = standing(summary.best_candidate, summary.best_trials, summary.noise)
+        yield f"best so far: {formats.value(summary.best)} ({behind}){baseline}"
+    elif summary.leading is None:
+        yield f"best so far: no {summary.metric} yet"
+    if summary.leading is not None and summary.leading_candidate is not None:
+        behind = standing(summary.leading_candidate, summary.leading_trials, None)
+        yield f"not yet judged: {formats.value(summary.leading)} ({behind})"
+    for label, words in kept_lines(summary, _MAX_KEPT_SHOWN):
+        yield f"{label}: {words}"
 
 
 def used_line(summary: Summary, settings: Settings) -> str:
@@ -193,20 +202,24 @@ def _heading(history: History, settings: Settings, tagged: bool) -> str:
         return f"{tag}the first round is being proposed"
     round_ = history.rounds[-1]
     of = f" of {settings.num_rounds}" if settings.num_rounds is not None else ""
-    done = sum(entry.result is not None for entry in round_.entries.values())
     alone = round_.index == 0 and len(round_.entries) == 1
     kind = "baseline" if alone else f"round {round_.index}{of}"
-    return f"{tag}{kind}, {done} of {len(round_.entries)} done"
+    stage = f", {round_.stages[-1]}" if round_.stages and round_.stages[-1] != "array" else ""
+    done = sum(trial.result is not None and trial.dropped is None for trial in round_.trials)
+    wanted = sum(round_.needed.values()) or len(round_.entries)
+    return f"{tag}{kind}{stage}, {done} of {formats.count(wanted, 'trial')} done"
 
 
-def _row(entry: Entry, state: State, limit_s: float | None) -> tuple[Text, ...]:
+def _row(entry: Entry, state: State, round_: Round, limit_s: float | None) -> tuple[Text, ...]:
     failed = state.word.isupper() and state.word != "OK"
     word = Text(state.word, style=_FAILED if failed else _STYLES.get(state.word, ""))
     time_ = formats.clock(state.elapsed_s)
     if state.running and limit_s is not None:
         time_ += f"/{formats.clock(limit_s)}"
-    title = one_line(entry.proposal.title)
-    return Text(entry.id), word, Text(time_), Text(formats.value(state.value)), Text(title)
+    done = sum(t.candidate == entry.id and t.result is not None and t.dropped is None for t in round_.trials)
+    trials = f"{done}/{round_.needed.get(entry.id, 1)}"
+    title = one_line(entry.proposal.title) if entry.id in round_.entries else "the incumbent, again"
+    return Text(entry.id), word, Text(time_), Text(trials), Text(formats.value(state.value)), Text(title)
 
 
 def _of(limit: float | None) -> str:

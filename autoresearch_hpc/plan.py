@@ -1,7 +1,8 @@
 """`python -m autoresearch_hpc.plan +round=NAME [overrides]`: what a run would do and cost, without touching anything.
 
-Reads the configuration only: no git, no data, no question to the cluster. Costs are bounds: "at most" is every trial
-at its limits, "expected" is the training time alone.
+Reads the configuration only: no git, no data, no question to the cluster. Costs are bounds: "of training" is the
+training time alone of what is planned, the baseline's replicates included; "at most" is every trial at its limits, and
+every further one that looks at a round's best candidates may ask for.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from autoresearch_hpc import entry, space
+from autoresearch_hpc import decide, entry, space
 from autoresearch_hpc.config import Baseline, CandidateConfig, ClusterConfig, ClusterKind, Config, KnobDomain, KnobType
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
@@ -47,15 +48,14 @@ def plan(loaded: Config) -> RenderableType:
 
 
 def num_trials(loaded: Config) -> int:
-    """Trials of the whole plan: the baseline and every round's candidates, at most."""
-    first, last = loaded.plan.first_round, loaded.plan.num_rounds
-    return 1 + sum(loaded.plan.num_candidates(index) for index in range(first, last + 1))
+    """Trials of the whole plan, at most: the baseline's and one of every candidate. Looks ask for further ones."""
+    return sum(_sizes(loaded))
 
 
 def figures(loaded: Config) -> Iterator[str]:
     """Time and cost, one line each."""
     task, cluster, trials = loaded.task, loaded.cluster, num_trials(loaded)
-    price = cluster.price_per_gpu_hour
+    price, controls, looks = cluster.price_per_gpu_hour, _controls(loaded), _looks(loaded)
     yield (
         f"trial         {formats.duration(task.train_s)} of training, "
         f"at most {formats.duration(task.wall_limit_s)} in all, {_device(loaded)}"
@@ -63,20 +63,29 @@ def figures(loaded: Config) -> Iterator[str]:
     parallel = _parallel(loaded)
     at_once = f"{parallel} at once" if parallel else "all of a round at once"
     yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}, {at_once}"
-    expected, worst = trials * task.train_s / 3600, trials * task.wall_limit_s / 3600
+    further = [along + sum(sizes) for along, sizes in zip(controls, looks, strict=True)]
+    if most := sum(further):
+        in_round = formats.count(max(further), "further trial")
+        yield f"looks         with controls, at most {in_round} a round, {most} in all"
+    expected, worst = trials * task.train_s / 3600, (trials + most) * task.wall_limit_s / 3600
     yield f"GPU hours     {expected:.2f} of training, at most {worst:.2f}"
     if price:
         usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(worst * price)}"
         yield f"cost          {usd} at {formats.usd(price)} per GPU hour"
-    waves = _waves(loaded)
-    training, longest = formats.duration(waves * task.train_s), formats.duration(waves * task.wall_limit_s)
+    planned, arrays = _sizes(loaded), [size for sizes in looks for size in sizes]
+    arrays += [size + along for size, along in zip(planned, controls, strict=True)]
+    training, longest = (
+        formats.duration(_waves(loaded, planned) * task.train_s),
+        formats.duration(_waves(loaded, arrays) * task.wall_limit_s),
+    )
     yield f"wall time     {training} of training, at most {longest}"
     yield f"cluster       {_cluster(cluster)}"
     if not _is_local(cluster):
         yield f"sbatch        {' '.join(_resources(cluster, task.wall_limit_s)) or 'defaults'}"
     limits = {name: value for name, value in vars(loaded.budget).items() if value is not None}
     yield f"budget        {', '.join(f'{name}={value:g}' for name, value in limits.items()) or 'no limits'}"
-    yield f"decision      {loaded.decide.rule}, min_delta={loaded.decide.min_delta:g}"
+    alpha = f", alpha={loaded.decide.alpha:g}" if loaded.decide.rule == "significant" else ""
+    yield f"decision      {loaded.decide.rule}{alpha}, min_delta={loaded.decide.min_delta:g}"
 
 
 def warnings(loaded: Config) -> Iterator[str]:
@@ -94,9 +103,12 @@ def warnings(loaded: Config) -> Iterator[str]:
         yield f"cluster.time_min={cluster.time_min} is shorter than a trial's limits, {wall_min:.0f} min"
     if budget.usd is not None and not cluster.price_per_gpu_hour:
         yield "budget.usd has no effect without cluster.price_per_gpu_hour"
-    worst_h = sum(sizes) * loaded.task.wall_limit_s / 3600
+    most = sum(sizes) + sum(_controls(loaded)) + sum(map(sum, _looks(loaded)))
+    worst_h = most * loaded.task.wall_limit_s / 3600
     if budget.max_trials is not None and budget.max_trials < sum(sizes):
         yield f"budget.max_trials={budget.max_trials} ends the run before its {sum(sizes)} trials"
+    elif budget.max_trials is not None and budget.max_trials < most:
+        yield f"budget.max_trials={budget.max_trials} may end the run early: with all looks it has {most} trials"
     if budget.gpu_hours is not None and budget.gpu_hours < worst_h:
         yield f"budget.gpu_hours={budget.gpu_hours:g} may end the run early: at most {worst_h:.2f} would be used"
     worst_usd = worst_h * cluster.price_per_gpu_hour
@@ -109,15 +121,28 @@ def warnings(loaded: Config) -> Iterator[str]:
 
 
 def _sizes(loaded: Config) -> list[int]:
-    """Trials of each round, round 0 first."""
+    """Trials of each round's own array, round 0 first."""
     plan, joined = loaded.plan, loaded.plan.baseline is Baseline.joined
+    baseline = decide.num_replicates(loaded.decide)
     later = [plan.num_candidates(index) for index in range(plan.first_round, plan.num_rounds + 1)]
-    return [1 + later[0], *later[1:]] if joined else [1, *later]
+    return [baseline + later[0], *later[1:]] if joined else [baseline, *later]
 
 
-def _waves(loaded: Config) -> int:
+def _controls(loaded: Config) -> list[int]:
+    """Trials of the incumbent beside each round's array, at most: of a new one, that has had only one so far."""
+    own, first = decide.num_replicates(loaded.decide) - 1, 1 + loaded.plan.first_round  # till then it is the baseline
+    return [own if index >= first else 0 for index in range(len(_sizes(loaded)))]
+
+
+def _looks(loaded: Config) -> list[list[int]]:
+    """Trials of the looks that may follow each round's array, at most."""
+    plan, rounds = loaded.plan, range(loaded.plan.first_round, loaded.plan.num_rounds + 1)
+    return [[]] * plan.first_round + [decide.most_further(loaded.decide, plan.num_candidates(i)) for i in rounds]
+
+
+def _waves(loaded: Config, sizes: Sequence[int]) -> int:
     parallel = _parallel(loaded)
-    return sum(math.ceil(size / parallel) if parallel else 1 for size in _sizes(loaded))
+    return sum(math.ceil(size / parallel) if parallel else size > 0 for size in sizes)
 
 
 def _parallel(loaded: Config) -> int | None:
@@ -142,7 +167,7 @@ def _proposed(loaded: Config) -> list[int]:
 def _rounds(loaded: Config) -> Columns:
     rows: list[list[str]] = []
     if loaded.plan.first_round:
-        rows.append(["0", "1", f"baseline{_settings(loaded.plan.base, ': ')}"])
+        rows.append(["0", "1", _baseline(loaded)])
     last = loaded.plan.num_rounds
     for index in range(loaded.plan.first_round, last + 1):
         if index - loaded.plan.first_round >= _MAX_ROUNDS_SHOWN and index < last:
@@ -151,7 +176,7 @@ def _rounds(loaded: Config) -> Columns:
             continue
         k, candidates = loaded.plan.num_candidates(index), loaded.plan.round(index).candidates
         if index == 0:
-            rows.append(["0", str(k + 1), f"baseline{_settings(loaded.plan.base, ': ')}"])
+            rows.append(["0", str(k + 1), _baseline(loaded)])
         elif not candidates:
             rows.append([str(index), str(k), f"proposed by {loaded.agent.name}"])
         for number, candidate in enumerate(candidates):
@@ -160,6 +185,11 @@ def _rounds(loaded: Config) -> Columns:
         if index == 0 and not candidates:
             rows.append(["", "", f"{k} proposed by {loaded.agent.name}"])
     return Columns(head=("round", "K", "candidates"), rows=[[Text(cell) for cell in row] for row in rows], right={0, 1})
+
+
+def _baseline(loaded: Config) -> str:
+    count = decide.num_replicates(loaded.decide)
+    return f"baseline{f', {count} trials' if count > 1 else ''}{_settings(loaded.plan.base, ': ')}"
 
 
 def _candidate(candidate: CandidateConfig) -> str:

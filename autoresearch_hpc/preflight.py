@@ -1,10 +1,11 @@
 """What is checked before a run makes anything: the repository, every edit that the plan names, the data."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from autoresearch_hpc import knobs
+from autoresearch_hpc import environment, knobs
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config, CorpusConfig, Dirty, TaskKind
 from autoresearch_hpc.data.apart import prepare_apart
@@ -17,6 +18,8 @@ from autoresearch_hpc.repo import Repo
 from autoresearch_hpc.space import Space, from_config
 
 _ID = re.compile(r"r\d+-c\d+")
+_USED, _ASSIGNED = (re.compile(text) for text in (r"\$\{?([A-Za-z_]\w*)", r"\b([A-Za-z_]\w*)="))
+_THE_JOBS_OWN = re.compile(r"SLURM\w*|PWD|OLDPWD|SHLVL")
 
 
 def fixed_values(corpus: CorpusConfig) -> Knobs:
@@ -70,6 +73,18 @@ def check_plan(config: Config, repo: Repo, start: str) -> Space | None:
     if space and (broken := space.check(script, fixed)):
         raise ConfigError(f"the baseline violates {broken[0]}", "set other values in plan.base")
     return space
+
+
+def environment_warnings(config: Config) -> Iterator[str]:
+    """What somebody may miss in the environment of jobs and trials, a line each."""
+    task, cluster = config.task, config.cluster
+    if secrets := environment.withheld(task.pass_env):
+        own = "; a command may be given one in task.env" if task.kind is TaskKind.command else ""
+        yield f"task.pass_env: what looks like a secret does not pass: {', '.join(secrets)}{own}"
+    shell = "\n".join([*cluster.setup, cluster.python or ""])
+    used = set(_USED.findall(shell)) - set(_ASSIGNED.findall(shell)) - set(environment.for_job(task.pass_env))
+    if lost := sorted(name for name in used & set(os.environ) if not _THE_JOBS_OWN.fullmatch(name)):
+        yield f"a job does not inherit {', '.join(lost)}: name it in task.pass_env, or set it in cluster.setup"
 
 
 def open_data(config: Config, past: History) -> Dataset | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.files import read_json
@@ -86,28 +87,42 @@ class State:
     word: str
     elapsed_s: float | None = None  # of a running trial since its worker began; of a finished one in total
     running: bool = False
-    value: float | None = None
+    value: float | None = None  # the mean over the good trials so far
 
 
 def state_of(
     entry: Entry, look: Callable[[Trial], Progress], states: Mapping[str, str], now: datetime | None = None
 ) -> State:
-    """The state of a candidate's newest trial. `states` are the cluster's words by trial id, where it was asked."""
+    """The state of a candidate: of the first of its trials that is running, else of the newest that is not over.
+
+    Once all are over it is OK if one of them is. `states` are the cluster's words by trial id, where it was asked.
+    """
     now = now or datetime.now(UTC)
-    trial = entry.trial
-    if trial is None:
+    trials = [(trial, look(trial)) for trial in entry.trials if trial.dropped is None]
+    if not trials:
         return State(word="retrying" if entry.trials else "committed" if entry.candidate else "proposed")
-    progress = look(trial)
-    if result := progress.result:
-        return State(word=str(result.status), elapsed_s=result.phases.total_s, value=result.metric.value)
-    if progress.phase and not trial.cancelled:
-        return State(word=_PHASES[progress.phase], elapsed_s=_seconds(progress.started_at, now), running=True)
+    results = [progress.result for _, progress in trials if progress.result]
+    values = [v for result in results if (v := result.metric.value) is not None]
+    value = mean(values) if values else None
+    unfinished = [(trial, progress) for trial, progress in trials if not progress.result]
+    for trial, progress in unfinished:
+        if progress.phase and not trial.cancelled:
+            elapsed_s = _seconds(progress.started_at, now)
+            return State(word=_PHASES[progress.phase], elapsed_s=elapsed_s, running=True, value=value)
+    if unfinished:
+        return _waiting(unfinished[-1][0], states, now, value)
+    shown = next((result for result in reversed(results) if result.metric.value is not None), results[-1])
+    return State(word=str(shown.status), elapsed_s=shown.phases.total_s, value=value)
+
+
+def _waiting(trial: Trial, states: Mapping[str, str], now: datetime, value: float | None) -> State:
+    """Of a trial that no worker has begun."""
     if trial.cancelled:
-        return State(word="cancelled")
+        return State(word="cancelled", value=value)
     if trial.job is None:
-        return State(word="submitting" if trial.job_name else "waiting")
+        return State(word="submitting" if trial.job_name else "waiting", value=value)
     word = "starting" if states.get(trial.id, "").startswith("RUNNING") else "queued"
-    return State(word=word, elapsed_s=_seconds(_time(trial.submitted_at), now))
+    return State(word=word, elapsed_s=_seconds(_time(trial.submitted_at), now), value=value)
 
 
 def _seconds(since: datetime | None, now: datetime) -> float | None:

@@ -64,8 +64,10 @@ def run(config: Config) -> Finished:
     start = past.start_commit or preflight.start_commit(config, repo)
     space = preflight.check_plan(config, repo, start)
     decide.require_known(config.decide)
+    for warning in preflight.environment_warnings(config):
+        _log.warning("%s", warning)
     agent = agents.build(config.agent, config.plan, space, config.seed, preflight.fixed_values(config.corpus))
-    place = cluster.build(config.cluster)
+    place = cluster.build(config.cluster, config.task.pass_env)
     _check(place, config, layout, resuming=past.started_at is not None)
     rundir.check_writable(layout)
     dataset = preflight.open_data(config, past)

@@ -60,6 +60,8 @@ class SpecWriter:
             submitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             inbox=str(self.layout.inbox),
             command=_command(self.task, candidate),
+            pass_env=tuple(self.task.pass_env),
+            sandbox=self.task.sandbox.value,
         )
         write_json_atomic(paths.spec, to_json(spec))
         return spec

@@ -24,7 +24,8 @@ from autoresearch_hpc.progress import Watch
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings, read_settings
-from autoresearch_hpc.report.summary import render, summarize
+from autoresearch_hpc.report.summary import summarize
+from autoresearch_hpc.report.wording import render
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

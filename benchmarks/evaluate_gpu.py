@@ -5,10 +5,12 @@
 The data is made up (20.97 M validation tokens), the model is train.py's with random weights. `plain` is one process
 that computes logits and scores them, with nothing kept apart and nothing checked. `trusted` is the evaluator as a trial
 runs it: two servers, logits through shared GPU memory, twins. Times are from `go` to the answer, imports excluded.
+`warm` has compiled the same model before. BATCH are the rows of a batch, ROWS those of the validation data.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from autoresearch_hpc.trial import sandbox
 from autoresearch_hpc.trial.scratch import Scratch
 
 ROOT = Path(__file__).resolve().parents[1]
-VOCAB, SEQ_LEN, ROWS, BATCH = 8192, 2048, int(os.environ.get("ROWS", "10240")), 64
+VOCAB, SEQ_LEN, ROWS, BATCH = 8192, 2048, int(os.environ.get("ROWS", "10240")), int(os.environ.get("BATCH", "64"))
 TRIAL_S = 300.0
 
 PLAIN = """
@@ -37,20 +39,20 @@ from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.trial.scoring import nats_of
 from autoresearch_hpc.trial.server import Model
 torch.set_float32_matmul_precision("high")
-begun = time.monotonic()
+begun, batch = time.monotonic(), int(sys.argv[4])
 data = Dataset(Path(sys.argv[1]))
 meta = Meta(vocab_size=data.manifest.vocab_size, seq_len=data.manifest.seq_len, bos_id=0)
 fd = open(sys.argv[2], "rb")
 import os
 model = Model(Path(sys.argv[3]), os.dup(fd.fileno()), meta, torch.device("cuda"))
 rows, total = data.rows("val")[0], torch.zeros((), dtype=torch.float64, device="cuda")
-for first in range(0, len(rows), 64):
-    tokens = torch.from_numpy(rows[first : first + 64].astype("int64")).cuda()
+for first in range(0, len(rows), batch):
+    tokens = torch.from_numpy(rows[first : first + batch].astype("int64")).cuda()
     total += nats_of(model.logits(tokens[:, :-1].contiguous()), tokens[:, 1:].contiguous()).sum(dtype=torch.float64)
     if first == 0:
         torch.cuda.synchronize(); first_s = time.monotonic() - begun
 torch.cuda.synchronize()
-print(total.item() / rows[:, 1:].size, time.monotonic() - begun, first_s)
+print(total.item() / rows[:, 1:].size, begun, first_s)
 """
 
 
@@ -61,32 +63,36 @@ def main() -> None:
         rows = {
             "device": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Landlock {sandbox.landlock_abi()}"
         }
-        times = {}
-        for label in ("compiled for the first time", "compiled before"):
-            env = {"TORCHINDUCTOR_CACHE_DIR": str(root / "ind"), "TRITON_CACHE_DIR": str(root / "tri")}
-            value, took, first = plain(data, checkpoint, env)
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"), "TRITON_CACHE_DIR": str(root / "triton")}
+        base = {}
+        for label in ("cold", "warm"):
+            value, took, first = plain(data, checkpoint, caches)
             rows[f"plain, {label}"] = f"{took:.1f} s, {first:.1f} s of it to the first batch; {value:.6f} nats"
-            times[label] = took
-        for number in (1, 2):
-            answer, took = trusted(root, data, checkpoint)
-            rows[f"trusted, run {number}"] = f"{took:.1f} s; {json.dumps(answer)}"
-            over = took - times["compiled for the first time"]
-            rows[f"checks, run {number}"] = f"{over:+.1f} s, {100 * over / TRIAL_S:+.1f} % of a {TRIAL_S:g} s trial"
+            base[label] = took
+        for label in ("cold", "warm") * int(os.environ.get("REPEATS", "2")):
+            answer, took = trusted(root, data, checkpoint, warm=label == "warm")
+            number = 1 + sum(name.startswith(f"trusted, {label}") for name in rows)
+            over = took - base[label]
+            share = f"{over:+.1f} s, {100 * over / TRIAL_S:+.1f} % of a {TRIAL_S:g} s trial"
+            rows[f"trusted, {label}, run {number}"] = f"{took:.1f} s: {share}; {json.dumps(answer)}"
         width = max(map(len, rows))
         print("\n".join(f"| {name:<{width}} | {text} |" for name, text in rows.items()))
 
 
 def plain(data: Path, checkpoint: Path, env: dict[str, str]) -> tuple[float, float, float]:
     """Mean nats, seconds, and seconds to the first batch."""
-    words = [sys.executable, "-c", PLAIN, data, checkpoint, ROOT / "train.py"]
+    words = [sys.executable, "-c", PLAIN, data, checkpoint, ROOT / "train.py", str(BATCH)]
     done = subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    value, took, first = map(float, done.stdout.split())
-    return value, took, first
+    value, begun, first = map(float, done.stdout.split())
+    return value, time.monotonic() - begun, first
 
 
-def trusted(root: Path, data: Path, checkpoint: Path, src: Path = ROOT) -> tuple[dict[str, object], float]:
+def trusted(
+    root: Path, data: Path, checkpoint: Path, src: Path = ROOT, *, warm: bool = False
+) -> tuple[dict[str, object], float]:
+    """The answer and its seconds. `warm` starts with what the last run compiled, as trials after the baseline do."""
     trial = root / "trial"
     trial.mkdir(exist_ok=True)
     spec = TrialSpec(
@@ -99,6 +105,9 @@ def trusted(root: Path, data: Path, checkpoint: Path, src: Path = ROOT) -> tuple
     scratch = Scratch()
     for name in ("scored", "witness"):
         scratch.place(name)
+    kept = root / "kept"
+    if warm:
+        shutil.copytree(kept, scratch.root / "scored" / "caches", dirs_exist_ok=True)
     (trial / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
     read_fd, write_fd = os.pipe()
     words = [sys.executable, "-P", "-m", "autoresearch_hpc.trial.evaluate", str(trial / "trial.json")]
@@ -108,10 +117,12 @@ def trusted(root: Path, data: Path, checkpoint: Path, src: Path = ROOT) -> tuple
         pass_fds=[write_fd],
     ) as process:
         os.close(write_fd)
-        time.sleep(20)  # imports are free: they happen while the trial starts
+        time.sleep(12)  # imports are free: they happen while the trial starts
         begun = time.monotonic()
         process.communicate(b"go\n")
         took = time.monotonic() - begun
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(scratch.root / "scored" / "caches", kept)
     scratch.remove()
     with os.fdopen(read_fd) as pipe:
         text = pipe.read()

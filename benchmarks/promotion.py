@@ -200,11 +200,15 @@ def run_best(world: World, k: int, budget: float, seed: int) -> Tally:
     return tally
 
 
-def run_significant(world: World, k: int, budget: float, seed: int, pooling: bool) -> Tally:
-    """With `pooling` the agent spends a proposal a round on what the near misses so far come to together."""
+def run_significant(
+    world: World, k: int, budget: float, seed: int, pooling: bool, known: KnownNoise | None = KNOWN
+) -> Tally:
+    """With `pooling` the agent spends a proposal a round on what the near misses so far come to together.
+
+    `known` is the noise as configured, if it is.
+    """
     rule, trials, proposals, tally = Significant(), Trials(world, seed), Proposals(world, seed, budget), Tally()
     incumbent = Sample(candidate="r00", values=(), fresh=tuple(trials.array([0.0] * rule.replicates)))
-    known = KNOWN  # the noise of all samples but the incumbent's
     seen: list[Difference] = []
     near_misses: list[float] = []
     spent = float(rule.replicates)
@@ -254,13 +258,13 @@ def run_significant(world: World, k: int, budget: float, seed: int, pooling: boo
             rolled_back.append(incumbent)
             incumbent = samples[i]
         measured = _pool(rolled_back, known)
-        known = KnownNoise(sd=measured.sd, df=measured.df)
+        known = KnownNoise(sd=measured.sd, df=measured.df) if measured.known else None  # of all but the incumbent's
         tally.rounds += 1
         tally.path.append((spent, tally.quality))
     return tally
 
 
-def _pool(samples: list[Sample], known: KnownNoise) -> Noise:
+def _pool(samples: list[Sample], known: KnownNoise | None) -> Noise:
     return pool([Replicates(kind="", values=s.fresh) for s in samples], known)
 
 
@@ -288,6 +292,7 @@ RULES = {
     "best": run_best,
     "significant": partial(run_significant, pooling=False),
     "significant + pool": partial(run_significant, pooling=True),
+    "significant, no noise configured": partial(run_significant, pooling=False, known=None),
 }
 
 
@@ -376,7 +381,7 @@ def plot(path: Path, null: dict[tuple[int, str], list[Tally]], real: dict[tuple[
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = dict(zip(RULES, ("#c44e52", "#4c72b0", "#55a868"), strict=True))
+    colours = dict(zip(RULES, ("#c44e52", "#4c72b0", "#55a868", "#8c8c8c"), strict=True))
     ks = sorted({k for k, _ in real})
     figure, axes = plt.subplots(1, 1 + len(ks), figsize=(4 * (1 + len(ks)), 3.6), layout="constrained")
     for i, name in enumerate(["best", "significant"]):

@@ -63,7 +63,8 @@ class Toy:
         overrides: Sequence[str] = (),
         fast: bool = True,
     ) -> None:
-        self.root, self.overrides = root, [f"cluster={cluster}", *(FAST if fast else ()), *overrides]
+        passed = "task.pass_env=[TRAINED]"
+        self.root, self.overrides = root, [f"cluster={cluster}", passed, *(FAST if fast else ()), *overrides]
         self.trained_log = root.parent / f"trained-{root.name}.txt"
         self._started: list[Command] = []
         plan = PLAN.format(k=k, first_k=first_k or k, rounds=rounds, baseline=baseline, python=sys.executable)
@@ -92,8 +93,7 @@ class Toy:
     def start(self, *words: str, module: str = "autoresearch_hpc", env: Mapping[str, str] | None = None) -> "Command":
         """Start a command of the package in the repository."""
         argv = [sys.executable, *(["-m", module] if module else []), *words]
-        passed = {"TRAINED": str(self.trained_log), "AUTORESEARCH_PASS_ENV": "TRAINED"}
-        environment = {**os.environ, **passed, **(env or {})}
+        environment = {**os.environ, "TRAINED": str(self.trained_log), **(env or {})}
         output = self.root.parent / f"output-{self.root.name}-{len(self._started)}"
         self._started.append(Command(argv, self.root, environment, output))
         return self._started[-1]

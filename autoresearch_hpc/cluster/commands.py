@@ -70,17 +70,25 @@ def run(
     limit_s: float = COMMAND_LIMIT_S,
     until: re.Pattern[str] | None = None,
     extra: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Answer:
     """Run a command without the variables of an enclosing job. Never raises: what could not run has an exit status too.
 
-    With `until`, the command is ended as soon as its stderr matches.
+    With `until`, the command is ended as soon as its stderr matches. `environment` takes the place of this process's,
+    `extra` is added to it.
     """
-    hidden = set(enclosing_variables())
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | dict(extra or {})
+    if environment is None:
+        hidden = set(enclosing_variables())
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
     out, err = os.memfd_create("stdout"), os.memfd_create("stderr")  # no disk that could be full
     try:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**environment, **(extra or {})},
+            start_new_session=True,
         )
         code, early = _watch(process, limit_s, err, until)
         complaint = _content(err) + (f"\nno answer within {limit_s:g} s" if code == _KILLED and not early else "")

@@ -12,14 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_hpc.cluster.protocol import (
     JobState,
     Submission,
-    enclosing_variables,
+    job_environment,
     require_usable,
     worker_command,
 )
@@ -58,7 +58,8 @@ class LocalCluster:
     max_array = 1_000_000
     accounts = False
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, pass_env: Sequence[str] = ()) -> None:
+        self._pass_env = pass_env
         gpus = visible_gpus()
         cores = len(os.sched_getaffinity(0))
         self._slots = config.max_parallel or len(gpus) or max(1, cores // 2)
@@ -147,10 +148,9 @@ class LocalCluster:
     def _start(self, submission: Submission, spec: Path, gpu: str | None) -> "subprocess.Popen[bytes]":
         # The shell becomes the worker, so that a signal finds it; submitit's own way with setup lines loses signals.
         shell = "\n".join([*self._setup, f"exec {worker_command(self._python, ['--trial', str(spec)])}"])
-        unset = [f"--unset={name}" for name in enclosing_variables()]
-        environment = {
+        environment = job_environment(self._pass_env) | {
             "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_COMMAND": shlex.join(["env", *unset, "bash", "-c", shell]),
+            "SUBMITIT_LOCAL_COMMAND": shlex.join(["bash", "-c", shell]),
             "SUBMITIT_LOCAL_TIMEOUT_S": str(math.ceil(submission.wall_limit_s + _MARGIN_S)),
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
             "SUBMITIT_LOCAL_NTASKS": "1",
@@ -171,7 +171,7 @@ class LocalCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=os.environ | environment,
+                    env=environment,
                 )
         finally:
             for number, handler in ignored.items():

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch_hpc import environment
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.layout import ArrayPaths
 from autoresearch_hpc.records import Status
@@ -123,6 +124,17 @@ def enclosing_variables() -> list[str]:
     They would override the options of a submission, change the form of answers, and pass for the trial's own.
     """
     return sorted(name for name in os.environ if _ENCLOSING.match(name) and name not in _CONNECTION)
+
+
+def job_environment(pass_env: Sequence[str]) -> dict[str, str]:
+    """What a job inherits: a controller may hold keys, and every process of its user on the node could read them."""
+    hidden = set(enclosing_variables())
+    return {name: value for name, value in environment.for_job(pass_env).items() if name not in hidden}
+
+
+def connection_variables() -> dict[str, str]:
+    """What Slurm's commands need to find, and to be let into, their cluster."""
+    return {name: os.environ[name] for name in sorted(_CONNECTION) if name in os.environ}
 
 
 _UNUSABLE = re.compile(r"%[jtAan]|[\\\n]")  # submitit fills those in, also in folders; Slurm drops backslashes

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoresearch_hpc.cluster import questions
@@ -40,10 +40,10 @@ class SlurmCluster:
     name = "slurm"
     durable = True
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, pass_env: Sequence[str] = ()) -> None:
         if not shutil.which("sbatch"):
             raise ClusterError("sbatch is not on the PATH", "run on a login node, or use cluster=local")
-        self._config = config
+        self._config, self._pass_env = config, pass_env
         self.num_threads = config.cpus
         self.max_array = _max_array()
         self._accounting = questions.Accounting(config.gpus or 1)
@@ -57,7 +57,7 @@ class SlurmCluster:
     def check(self, wall_limit_s: float, folder: Path) -> None:
         require_usable(folder)
         with tempfile.TemporaryDirectory(prefix="autoresearch-check-") as empty:
-            executor = ArrayExecutor(empty)
+            executor = ArrayExecutor(empty, self._pass_env)
             executor.update_parameters(**self._parameters("autoresearch-check", 1, wall_limit_s))
             try:
                 executor.test()
@@ -99,7 +99,7 @@ class SlurmCluster:
         raise NoAnswerError(f"no node takes the trials now: {refusal}") from refusal
 
     def _submit(self, submission: Submission, avoid: tuple[str, ...]) -> str:
-        executor = ArrayExecutor(submission.array.root)
+        executor = ArrayExecutor(submission.array.root, self._pass_env)
         count = len(submission.trials)
         executor.update_parameters(**self._parameters(submission.job_name, count, submission.wall_limit_s, avoid))
         python = self._config.python or shlex.quote(sys.executable)

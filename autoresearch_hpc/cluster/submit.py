@@ -7,6 +7,7 @@ the submission is tried again.
 import contextlib
 import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import submitit
@@ -14,6 +15,7 @@ from submitit.core.utils import JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
 from autoresearch_hpc.cluster.commands import Answer, run, tied
+from autoresearch_hpc.cluster.protocol import connection_variables, job_environment
 from autoresearch_hpc.errors import ClusterError, NoAnswerError, NoRoomError
 
 LIMIT_S = 60.0  # of sbatch: what takes longer is looked for in the queue
@@ -30,7 +32,14 @@ _NODES = re.compile(r"node configuration is not available|invalid node name|node
 
 
 class ArrayExecutor(submitit.SlurmExecutor):
-    """submitit's executor, submitting one command as an array of any size."""
+    """submitit's executor, submitting one command as an array of any size.
+
+    sbatch exports the whole environment that it is given into the job, so it is given no more than the job may have.
+    """
+
+    def __init__(self, folder: Path | str, pass_env: Sequence[str] = ()) -> None:
+        super().__init__(folder)
+        self._environment = job_environment(pass_env) | connection_variables()
 
     def submit_tasks(self, command: str, count: int) -> str:
         """Call sbatch once; the array's job id. Raises NoRoomError, NoAnswerError, ClusterError."""
@@ -38,7 +47,8 @@ class ArrayExecutor(submitit.SlurmExecutor):
         name = uuid.uuid4().hex
         script = Path(self.folder) / f".submission_file_{name}.sh"
         script.write_text(self._make_submission_file_text(command, name))
-        array = job_id(run(tied(["sbatch", str(script)]), limit_s=LIMIT_S, until=_WAITING_FOR_ROOM))
+        words = tied(["sbatch", str(script)])
+        array = job_id(run(words, limit_s=LIMIT_S, until=_WAITING_FOR_ROOM, environment=self._environment))
         with contextlib.suppress(OSError):  # the array is in, whatever its script is called
             script.replace(JobPaths(folder=self.folder, job_id=array).submission_file)
         return array
@@ -48,7 +58,8 @@ class ArrayExecutor(submitit.SlurmExecutor):
         self.parameters["map_count"] = count
         script = Path(self.folder) / "check.sh"
         script.write_text(self._make_submission_file_text("true", "check"))
-        answer = run(["sbatch", "--test-only", str(script)], until=_WAITING_FOR_ROOM)
+        words = ["sbatch", "--test-only", str(script)]
+        answer = run(words, until=_WAITING_FOR_ROOM, environment=self._environment)
         if not answer.ok:
             raise refusal(answer)
 

@@ -8,7 +8,7 @@ the settings and answers, `looks` the decision, `effects` what a gain is worth t
     judgement = judge(rule, 1, noise, incumbent, candidates, direction)     after a small one, while .again names any
 """
 
-from autoresearch_hpc.promotion.effects import Effect, Prior, effect_prior, shrink
+from autoresearch_hpc.promotion.effects import Effect, Prior, as_gain, effect_prior, shrink
 from autoresearch_hpc.promotion.looks import judge
 from autoresearch_hpc.promotion.noise import KnownNoise, Noise, Replicates, pool
 from autoresearch_hpc.promotion.rules import Call, Finding, Judgement, Look, Significant, best
@@ -27,6 +27,7 @@ __all__ = [
     "Replicates",
     "Sample",
     "Significant",
+    "as_gain",
     "best",
     "difference",
     "effect_prior",

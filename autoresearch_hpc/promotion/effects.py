@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from autoresearch_hpc.promotion.noise import Noise
 from autoresearch_hpc.promotion.samples import Difference
+from autoresearch_hpc.records import Gain, Noise
 
-__all__ = ["Effect", "Prior", "effect_prior", "shrink"]
+__all__ = ["Effect", "Prior", "as_gain", "effect_prior", "shrink"]
 
 _SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the noise of a single trial
 _ROUNDS = 100  # of expectation and maximization; the weights settle long before
@@ -88,6 +88,18 @@ def shrink(observed: Difference, prior: Prior | None, noise: Noise) -> Effect | 
     spread = float(share @ (tau2 / variance * observed.se**2 + (means - gain) ** 2))
     half = interval(math.sqrt(spread), noise.df)
     return Effect(gain=gain, low=gain - half, high=gain + half)
+
+
+def as_gain(observed: Difference, df: float, effect: Effect | None = None) -> Gain:
+    """What is journaled of a difference; of noise that is unknown (df is 0), or as good as unknown, no number."""
+    margin = interval(observed.se, df) if df else math.inf
+    known = math.isfinite(margin)
+    return Gain(
+        value=observed.gain,
+        margin=margin if known else None,
+        expected=effect.gain if effect and known else None,
+        expected_margin=effect.high - effect.gain if effect and known else None,
+    )
 
 
 def interval(se: float, df: float) -> float:

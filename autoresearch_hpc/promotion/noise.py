@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from autoresearch_hpc.records import Noise
+
 __all__ = ["KnownNoise", "Noise", "Replicates", "pool"]
 
 
@@ -36,30 +38,6 @@ class KnownNoise:
     def __post_init__(self) -> None:
         if not (0 < self.sd < math.inf and self.df > 0):
             raise ValueError(f"a known noise of sd={self.sd}, df={self.df}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """The noise of a single trial. Without degrees of freedom nothing is known: `df` is 0 and `sd` is infinite."""
-
-    sd: float
-    df: float
-    kind: str = ""
-    measured_df: float = 0.0
-
-    @property
-    def known(self) -> bool:
-        return self.df > 0
-
-    @property
-    def words(self) -> str:
-        if not self.known:
-            return "noise unknown: no candidate was run twice and none is configured"
-        if not self.measured_df:
-            return f"noise sd={self.sd:.6f}, as configured: no candidate was run twice yet"
-        given = self.df - self.measured_df
-        source = f"{self.measured_df:g} measured" + (f" and {given:g} configured" if given else "")
-        return f"noise sd={self.sd:.6f} of df={self.df:g} ({source})"
 
 
 def pool(groups: Sequence[Replicates], prior: KnownNoise | None = None) -> Noise:

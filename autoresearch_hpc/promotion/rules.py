@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from autoresearch_hpc.promotion.dunnett import p_value
-from autoresearch_hpc.promotion.effects import Effect, interval
+from autoresearch_hpc.promotion.effects import Effect, as_gain
 from autoresearch_hpc.promotion.samples import Difference, Sample
-from autoresearch_hpc.records import Direction
+from autoresearch_hpc.records import NEAR_MISS, Comparison, Direction
 
 __all__ = ["Call", "Finding", "Judgement", "Look", "Significant", "best"]
 
@@ -76,7 +76,7 @@ class Call(StrEnum):
     PROMOTE = "promote"
     SIMPLER = "promote: less code at an equal score"
     CONFIRM = "to be confirmed"
-    NEAR_MISS = "near miss"
+    NEAR_MISS = NEAR_MISS
     DISCARD = "discard"
     FAILED = "no score"
     TOO_LARGE = "over the memory cap"
@@ -101,15 +101,18 @@ class Finding:
         return p_value(self.difference.t, self.k, self.difference.n, self.difference.n0, self.df)
 
     @property
+    def record(self) -> Comparison:
+        """What is journaled of it, in plain numbers."""
+        if self.difference is None:
+            return Comparison(call=self.call.value)
+        gain = as_gain(self.difference, self.df, self.effect)
+        n, n0 = self.difference.n, self.difference.n0
+        return Comparison(call=self.call.value, gain=gain, p=self.p, k=self.k, num_trials=n, num_incumbent_trials=n0)
+
+    @property
     def words(self) -> str:
         """`+0.000412 ± 0.000300, p=0.003 of K=16`: the gain (positive is better) and its 95 % interval."""
-        if self.difference is None:
-            return self.call.value
-        if self.p is None:
-            return f"{self.difference.gain:+.6f}, noise unknown, K={self.k}"
-        half = interval(self.difference.se, self.df)
-        p = "p<0.0001" if self.p < 0.0001 else f"p={self.p:.4f}" if self.p < 0.001 else f"p={self.p:.3f}"
-        return f"{self.difference.gain:+.6f} ± {half:.6f}, {p} of K={self.k}"
+        return self.record.odds or self.call.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,9 @@ __all__ = ["places", "print_summary", "write_all", "write_tables"]
 
 
 def write_tables(history: History, layout: RunLayout) -> None:
-    """results.tsv and trials.csv."""
+    """results.tsv, candidates.csv and trials.csv."""
     tables.write_results_tsv(history, layout.results_tsv)
+    tables.write_candidates_csv(history, layout.candidates_csv)
     tables.write_trials_csv(history, layout.trials_csv)
 
 
@@ -42,7 +43,8 @@ def print_summary(
     """Print the table of rounds, the figures, where everything lies and why the run ended."""
     from rich.console import Console
 
-    from autoresearch_hpc.report.summary import render, summarize
+    from autoresearch_hpc.report.summary import summarize
+    from autoresearch_hpc.report.wording import render
 
     summary = summarize(history, settings or read_settings(layout.config))
     where = places(layout) | {"branch": f"autoresearch/{history.tag}"} | ({"ended": reason} if reason else {})
@@ -53,6 +55,7 @@ def places(layout: RunLayout) -> dict[str, str]:
     """Where a run's files are, by what they are; only those that are there. Relative to where we are, if below it."""
     files = {
         "results": layout.results_tsv,
+        "candidates": layout.candidates_csv,
         "trials": layout.trials_csv,
         "progress": layout.progress_png,
         "report": layout.report_html,

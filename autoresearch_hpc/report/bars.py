@@ -14,7 +14,7 @@ _COLOURS = {  # told apart by people who see few colours, and in grey
     "evaluation": "#5b8fd6",
     "other": "#8a9097",
 }
-_ROW, _LEFT, _WIDTH, _TOP, _RIGHT = 18, 74, 1000, 52, 90
+_ROW, _LEFT, _WIDTH, _TOP, _RIGHT = 18, 84, 1000, 52, 90
 
 
 def phase_bars(results: Sequence[TrialResult]) -> str:
@@ -27,7 +27,7 @@ def phase_bars(results: Sequence[TrialResult]) -> str:
     parts += _legend(phases)
     for row, (result, seconds) in enumerate(zip(results, phases, strict=True)):
         y = _TOP + row * _ROW
-        parts.append(f'<text x="0" y="{y + 11}" fill="#22262b">{escape(result.candidate)}</text>')
+        parts.append(f'<text x="0" y="{y + 11}" fill="#22262b">{escape(result.trial)}</text>')
         x = float(_LEFT)
         for name, length in seconds.items():
             if length > 0:

@@ -12,14 +12,20 @@ from autoresearch_hpc import __version__
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
-from autoresearch_hpc.records import TrialResult, Verdict
+from autoresearch_hpc.records import Comparison, Gain, TrialResult, Verdict
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.bars import phase_bars
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.summary import Summary, summarize
 from autoresearch_hpc.report.tables import one_line
+from autoresearch_hpc.report.wording import standing
 
 _MAX_DIFF_CHARS = 100_000
+_LEGEND = (
+    "A candidate's value is the mean over its good trials, with that mean's standard error in brackets. The gain is "
+    "against the incumbent of its time, with its 95 % interval; positive is better. Expected is what is left of it "
+    "after allowing for its having been picked out for being large. Time is that of all its trials together."
+)
 
 
 def write_report_html(history: History, layout: RunLayout, settings: Settings, path: Path | None = None) -> None:
@@ -65,12 +71,19 @@ def _header(history: History, settings: Settings, summary: Summary) -> Iterator[
 
 
 def _figures(summary: Summary) -> Iterator[str]:
-    better = formats.difference(summary.improvement, "none")
+    gain = summary.over_baseline
+    baseline = formats.count(summary.baseline_trials, "trial")
+    behind = standing(summary.best_candidate, summary.best_trials, summary.noise) if summary.best_candidate else ""
     cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
     failed = summary.num_failed
     figures = [
-        (f"best {summary.metric}", formats.value(summary.best, "none"), summary.best_candidate or ""),
-        ("better by", better, f"baseline {formats.value(summary.baseline, 'none')}"),
+        (f"best {summary.metric}", formats.value(summary.best, "none"), behind),
+        (
+            "better by",
+            formats.difference(gain.value) if gain else "not compared" if summary.moved else "none",
+            f"baseline {formats.value(summary.baseline, 'none')}, {baseline}",
+        ),
+        *_belief(gain),
         ("experiments", str(summary.num_experiments), f"{failed} failed, {formats.count(summary.num_trials, 'trial')}"),
         (
             "wall time",
@@ -91,6 +104,17 @@ def _figures(summary: Summary) -> Iterator[str]:
     yield f'<section class="figures">{cards}</section>'
 
 
+def _belief(gain: Gain | None) -> Iterator[tuple[str, str, str]]:
+    """How much of a gain is to be believed."""
+    if gain is None:
+        return
+    if gain.expected is not None and gain.expected_margin is not None:
+        observed = f"observed {gain.words}"
+        yield "expected gain", formats.difference(gain.expected), f"± {gain.expected_margin:.6f}; {observed}"
+    else:
+        yield "expected gain", "unknown", gain.words
+
+
 def _picture(path: Path) -> Iterator[str]:
     if path.is_file():
         data = base64.b64encode(path.read_bytes()).decode()
@@ -99,7 +123,9 @@ def _picture(path: Path) -> Iterator[str]:
 
 def _rounds(summary: Summary) -> Iterator[str]:
     yield "<h2>Rounds</h2>"
-    head = ["round", "base", "K", "ok", "failed", f"best {summary.metric}", "verdict", "candidate", "title"]
+    best = f"best {summary.metric}"
+    head = ["round", "base", "K", "ok", "failed", "trials", best, "gain", "expected", "verdict", "candidate", "title"]
+    number = {0, *range(2, 9)}
     rows = []
     for row in summary.rounds:
         cells = [
@@ -108,17 +134,19 @@ def _rounds(summary: Summary) -> Iterator[str]:
             str(row.num_candidates),
             str(row.num_ok),
             str(row.num_failed),
+            str(row.num_trials),
             formats.value(row.best, "none"),
+            *_gain(row.finding),
             row.verdict,
-            row.winner or row.best_candidate or "",
+            row.best_candidate or "",
             row.title,
         ]
-        rows.append(_row(cells, number={0, 2, 3, 4, 5}, css="keep" if row.winner else ""))
-    yield _table(head, rows, number={0, 2, 3, 4, 5})
+        rows.append(_row(cells, number, css="keep" if row.winner else ""))
+    yield _table(head, rows, number)
 
 
 def _phases(history: History) -> Iterator[str]:
-    results = [entry.result for entry in history.entries() if entry.result]
+    results = list(history.results())
     if any(result.phases.total_s for result in results):
         yield "<h2>Where the time went</h2>"
         yield f'<div class="bars">{phase_bars(results)}</div>'
@@ -126,18 +154,43 @@ def _phases(history: History) -> Iterator[str]:
 
 def _candidates(history: History, layout: RunLayout) -> Iterator[str]:
     yield "<h2>Candidates</h2>"
-    head = ["candidate", history.metric, "verdict", "status", "title and edit", "memory", "time", "GPU"]
-    number = {1, 5, 6}
+    yield f"<p>{escape(_LEGEND)}</p>"
+    head = ["candidate", history.metric, "trials", "gain", "expected", "verdict", "status", "title and edit"]
+    head += ["memory", "time", "GPU"]
+    number = {1, 2, 3, 4, 8, 9}
     rows = []
     for entry in history.entries():
         result = entry.result
-        verdict = str(entry.verdict) if entry.verdict else "not judged"
-        plain = [entry.id, formats.value(entry.value, "none"), verdict, str(result.status) if result else "no result"]
-        facts = [_memory(result), formats.clock(result.phases.total_s) if result else "", _gpu(result)]
+        plain = [entry.id, _mean(history, entry), str(len(entry.values)), *_gain(entry.finding)]
+        plain += [_verdict(entry), str(result.status) if result else "no result"]
+        total_s = sum(each.phases.total_s or 0.0 for each in entry.results)
+        facts = [_memory(result), formats.clock(total_s) if result else "", _gpu(result)]
         cells = [*(escape(cell) for cell in plain), _details(entry, layout), *(escape(fact) for fact in facts)]
         css = "keep" if entry.verdict is Verdict.KEEP else "failed" if result and entry.value is None else ""
         rows.append(_row(cells, number, css, escaped=True))
     yield _table(head, rows, number)
+
+
+def _mean(history: History, entry: Entry) -> str:
+    error = history.standard_error(entry)
+    return formats.value(entry.value, "none") + (f" ({error:.6f})" if error is not None else "")
+
+
+def _gain(finding: Comparison | None) -> tuple[str, str]:
+    """Two cells: the gain as observed, and what is expected of it."""
+    gain = finding.gain if finding else None
+    if gain is None:
+        return "", ""
+    return gain.words, f"{gain.expected:+.6f}" if gain.expected is not None else ""
+
+
+def _verdict(entry: Entry) -> str:
+    """The verdict, and what it says too little of: a near miss, a candidate that was not compared."""
+    if entry.verdict is None:
+        return "not judged"
+    call = entry.finding.call if entry.finding else ""
+    told = entry.verdict is Verdict.CRASH or call in ("", "promote", "discard")
+    return str(entry.verdict) if told else f"{entry.verdict}, {call}"
 
 
 def _details(entry: Entry, layout: RunLayout) -> str:
@@ -149,6 +202,11 @@ def _details(entry: Entry, layout: RunLayout) -> str:
         about.append(f"builds on {entry.proposal.on}")
     if entry.candidate:
         about.append(f"commit {entry.candidate.commit[:7]} on {entry.candidate.parent[:7]}")
+    if entry.finding:
+        about.append(entry.finding.words)
+    if len(entry.results) > 1:
+        values = (formats.value(r.metric.value, str(r.status)) for r in entry.results)
+        about.append(f"trials: {', '.join(values)}")
     about += [f"trial {trial.id} dropped: {trial.dropped}" for trial in entry.trials if trial.dropped]
     if about:
         parts.append(f"<p>{escape('; '.join(about))}</p>")
@@ -211,7 +269,7 @@ _STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: #fff; color: var(--text);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px }
+main { max-width: 1280px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere } h2 { margin: 40px 0 12px; font-size: 18px }
 .lead { margin: 4px 0 0; color: var(--faint) }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 16px 0 0; font-size: 13px }
@@ -229,7 +287,7 @@ th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); text-ali
 th { color: var(--faint); font-weight: 500; white-space: nowrap }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; padding-right: 18px }
 tr.keep td { font-weight: 600; color: var(--good) } tr.keep details * { color: var(--text) }
-tr.failed td:nth-child(4) { color: var(--bad) }
+tr.failed td:nth-child(7) { color: var(--bad) }
 td:nth-child(1) { white-space: nowrap }
 details { font-weight: 400 } .bars { max-height: 640px; overflow: auto }
 tr.keep summary { font-weight: 600 } summary { cursor: pointer }

@@ -1,5 +1,6 @@
 """progress.png: the running best over the experiments, in the order of their ids.
 
+A candidate is one point, the mean of its trials, with the mean's standard error as a bar where the noise is known.
 Kept candidates are labelled with their titles where there is room, the others are grey; failures stand at the edge
 where bad values are, and so do values too far off to be worth the space, as open triangles. Drawn without pyplot, so
 nothing global changes and no display is needed.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _KEPT, _DISCARDED, _FAILED, _TEXT, _FAINT = "#0b6e4f", "#b3b7bd", "#b23a48", "#22262b", "#e3e5e8"
 _MAX_ROUND_MARKS = 20
+_MANY = 150  # points: beyond, they are smaller, and only kept ones have bars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class _Point:
     x: int  # the experiment's number, from 1
     round: int
     value: float | None
+    error: float  # the value's standard error; 0 where it is unknown
     kept: bool
     title: str
 
@@ -62,7 +65,7 @@ def progress_figure(history: History, dpi: int = 160) -> "Figure":
     axes.set_xlim(0.4, max(points[-1].x * 1.01 + 0.6, 3.0))
     _rounds(axes, points)
     _marks(axes, points, history.direction)
-    figure.legend(loc="outside lower center", ncols=5, fontsize=8.5, labelcolor=_TEXT, frameon=False)
+    figure.legend(loc="outside lower center", ncols=6, fontsize=8.5, labelcolor=_TEXT, frameon=False)
     figure.draw_without_rendering()  # fixes the layout, so that labels can be measured
     _labels(axes, points, history.direction)
     return figure
@@ -76,7 +79,8 @@ def _points(history: History) -> Iterator[_Point]:
                 x += 1
                 title = _drawable(one_line(entry.proposal.title)) or entry.id
                 kept = entry.verdict is Verdict.KEEP and entry.value is not None
-                yield _Point(x=x, round=round_.index, value=entry.value, kept=kept, title=title)
+                error = history.standard_error(entry) or 0.0
+                yield _Point(x=x, round=round_.index, value=entry.value, error=error, kept=kept, title=title)
 
 
 def _limits(points: Sequence[_Point], direction: Direction) -> tuple[float, float]:
@@ -88,6 +92,7 @@ def _limits(points: Sequence[_Point], direction: Direction) -> tuple[float, floa
         span = max(values) - min(values) or abs(values[0]) * 0.01 or 1.0
     reach = 0.6 * span
     near = [v for v in values if min(kept) - reach <= v <= max(kept) + reach]
+    near += [v for p in points if p.kept and p.value is not None for v in (p.value - p.error, p.value + p.error)]
     low, high = min(near), max(near)
     # room for labels on the good side, for failures and far-off values on the other
     good, bad = 0.16 * (high - low or span), 0.12 * (high - low or span)
@@ -99,7 +104,10 @@ def _frame(axes: "Axes", history: History, points: Sequence[_Point]) -> None:
 
     kept = sum(p.kept for p in points)
     failed = sum(p.value is None for p in points)
-    title = f"{_drawable(one_line(history.tag))}: {count(len(points), 'experiment')}, {kept} kept, {failed} failed"
+    ended = sum(trial.result is not None for trial in history.trials())
+    trials = f" of {count(ended, 'trial')}" if ended > len(points) else ""
+    experiments = f"{count(len(points), 'experiment')}{trials}"
+    title = f"{_drawable(one_line(history.tag))}: {experiments}, {kept} kept, {failed} failed"
     axes.set_title(title, loc="left", fontsize=11, color=_TEXT, parse_math=False, pad=20)
     better = "lower" if history.direction is Direction.min else "higher"
     axes.set_xlabel("experiment", fontsize=10, color=_TEXT)
@@ -138,7 +146,7 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
     discarded = [(x, y) for x, y, keep in valued if not keep and low <= y <= high]
     far = [x for x, y, _ in valued if not low <= y <= high]
     failed = [p.x for p in points if p.value is None]
-    size = 34 if len(points) <= 150 else 14
+    size = 34 if len(points) <= _MANY else 14
     if kept:
         xs, ys = [x for x, _ in kept], [y for _, y in kept]
         axes.step([*xs, points[-1].x], [*ys, ys[-1]], where="post", color=_KEPT, linewidth=1.8, label="running best",
@@ -147,12 +155,25 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
     if discarded:
         axes.scatter([x for x, _ in discarded], [y for _, y in discarded], s=size, color=_DISCARDED, linewidths=0,
                      label="discarded", zorder=3)  # fmt: skip
+    _errors(axes, [p for p in points if p.value is not None and low <= p.value <= high])
     if far:
         axes.scatter(far, [edge] * len(far), s=size, marker=marker, facecolors="white", edgecolors=_DISCARDED,
                      clip_on=False, label="discarded, off the scale", zorder=3)  # fmt: skip
     if failed:
         axes.scatter(failed, [0.0] * len(failed), s=size, marker="x", color=_FAILED, linewidths=1.4, label="failed",
                      transform=axes.get_xaxis_transform(), clip_on=False, zorder=4)  # fmt: skip
+
+
+def _errors(axes: "Axes", points: Sequence[_Point]) -> None:
+    """Bars of one standard error to either side, in the colours of their points."""
+    label: str | None = "standard error"
+    for kept, colour in ((True, _KEPT), (False, _DISCARDED)):
+        some = [(p.x, p.value, p.error) for p in points if p.kept is kept and p.error]
+        if some and (kept or len(points) <= _MANY):
+            xs, ys, errors = zip(*some, strict=True)
+            axes.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2, zorder=2.5,
+                          label=label)  # fmt: skip
+            label = None
 
 
 def _labels(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None:
@@ -166,7 +187,8 @@ def _labels(axes: "Axes", points: Sequence[_Point], direction: Direction) -> Non
     for x, y in [*corners[1:], (points[-1].x, corners[-1][1])]:
         line += [(x, line[-1][1]), (x, y)]
     low, high = axes.get_ylim()
-    shown = [(p.x, min(max(p.value, low), high)) for p in points if p.value is not None]
+    ends = [(p.x, p.value + e) for p in points if p.value is not None for e in {-p.error, 0.0, p.error}]
+    shown = [(x, min(max(y, low), high)) for x, y in ends]
     place_labels(axes, kept, np.array(shown, float), np.array(line, float), direction is Direction.min)
 
 

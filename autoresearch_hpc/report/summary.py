@@ -1,38 +1,35 @@
-"""The figures of a run, computed from its history alone, and their table.
+"""The figures of a run, computed from its history alone.
 
 One trial holds one GPU from its worker's start to its result, so GPU time is the sum of the trials' `total_s`; the
-same sum without dropped trials is what the trials would have taken one after another, with no time in between.
+same sum without dropped trials is what the trials would have taken one after another, with no time in between. A
+candidate has several: it is OK if one of them is, and its value is the mean of the good ones.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
-
 from autoresearch_hpc.history import Entry, History, Round
-from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
-from autoresearch_hpc.report import formats
-from autoresearch_hpc.report.columns import Columns
+from autoresearch_hpc.records import NEAR_MISS, Comparison, Direction, Gain, Noise, Status, Verdict, candidate_id
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.tables import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSummary:
-    """One line of the table of rounds."""
+    """One line of the table of rounds: `best` and `title` are the winner's or, without one, the best one's."""
 
     index: int
     base: str  # the candidate the round started from, or a commit where no candidate has it
     num_candidates: int
-    statuses: Mapping[Status, int]
+    num_trials: int  # that ended, of its candidates and of the incumbent beside them
+    statuses: Mapping[Status, int]  # of candidates
     best: float | None
     best_candidate: str | None
     winner: str | None  # the candidate that became the incumbent
-    title: str  # of the winner, or of the best that was not kept
+    finding: Comparison | None
+    title: str
     judged: bool
 
     @property
@@ -45,9 +42,11 @@ class RoundSummary:
 
     @property
     def verdict(self) -> str:
-        """keep, discard, crash (nothing succeeded), or running."""
+        """keep, discard, crash (nothing succeeded), or running; near miss where the best one was."""
         if not self.judged:
             return "running"
+        if self.finding and self.finding.call == NEAR_MISS:
+            return NEAR_MISS
         return str(Verdict.KEEP if self.winner else Verdict.DISCARD if self.num_ok else Verdict.CRASH)
 
 
@@ -61,7 +60,7 @@ class Summary:
     rounds: tuple[RoundSummary, ...]
     num_experiments: int  # candidates with a result
     num_trials: int  # their executions, repeated ones included
-    statuses: Mapping[Status, int]
+    statuses: Mapping[Status, int]  # of candidates
     active_s: float  # controllers at work
     elapsed_s: float  # first to last event, interruptions included
     trial_s: float  # all trials, dropped ones included
@@ -69,12 +68,18 @@ class Summary:
     sequential_s: float  # the trials that counted, one after another
     train_s: float
     cost_usd: float | None  # None where the cluster has no price
+    noise: Noise | None
     baseline: float | None
+    baseline_trials: int  # whose mean that is
     best: float | None
+    best_trials: int
     best_candidate: str | None
     best_commit: str | None
     leading: float | None  # a value of the round that is not yet judged, better than the best
+    leading_trials: int
     leading_candidate: str | None
+    over_baseline: Gain | None  # as of the last judgement
+    kept: tuple[tuple[str, Gain], ...]  # every winner and its gain on the incumbent before it, as it was judged
 
     @property
     def num_failed(self) -> int:
@@ -90,30 +95,30 @@ class Summary:
         return self.train_s / self.trial_s if self.trial_s > 0 else None
 
     @property
-    def improvement(self) -> float | None:
-        """By how much the best is better than the baseline; positive whatever the direction."""
-        if self.best is None or self.baseline is None:
-            return None
-        return self.baseline - self.best if self.direction is Direction.min else self.best - self.baseline
+    def moved(self) -> bool:
+        """Whether the best is another than the baseline."""
+        return self.best_candidate not in (None, candidate_id(0, 0))
 
 
 def summarize(history: History, settings: Settings | None = None, now: datetime | None = None) -> Summary:
     """The figures so far. `now` is given while a controller is at work: its last event may be some time ago."""
     settings = settings or Settings()
-    counted = [entry.result for entry in history.entries() if entry.result]
+    shown = [entry.result for entry in history.entries() if entry.result]
+    counted = [result for entry in history.entries() for result in entry.results]
     ended = [trial for trial in history.trials() if trial.result]
     trial_s = sum(trial.held_s for trial in ended)
     baseline = history.find("baseline")
-    best = history.incumbent
+    incumbent = history.incumbent
+    best = history.entry(incumbent.candidate) if incumbent else None
     leading = _leading(history)
     return Summary(
         tag=history.tag,
         metric=history.metric,
         direction=history.direction,
         rounds=tuple(_round(history, round_) for round_ in history.rounds),
-        num_experiments=len(counted),
+        num_experiments=len(shown),
         num_trials=len(ended),
-        statuses=Counter(result.status for result in counted),
+        statuses=Counter(result.status for result in shown),
         active_s=_active_s(history, now),
         elapsed_s=_between(history.started_at, now.isoformat() if now else history.last_at),
         trial_s=trial_s,
@@ -121,40 +126,19 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         sequential_s=sum(result.phases.total_s or 0.0 for result in counted),
         train_s=sum(result.phases.train_s or 0.0 for result in counted),
         cost_usd=trial_s / 3600 * settings.price_per_gpu_hour if settings.price_per_gpu_hour else None,
+        noise=history.noise,
         baseline=baseline.value if baseline else None,
+        baseline_trials=len(baseline.values) if baseline else 0,
         best=best.value if best else None,
-        best_candidate=best.candidate if best else None,
-        best_commit=best.commit if best else None,
+        best_trials=len(best.values) if best else 0,
+        best_candidate=best.id if best else None,
+        best_commit=incumbent.commit if incumbent else None,
         leading=leading.value if leading else None,
+        leading_trials=len(leading.values) if leading else 0,
         leading_candidate=leading.id if leading else None,
+        over_baseline=history.over_baseline,
+        kept=tuple(_kept(history)),
     )
-
-
-def table(summary: Summary) -> Columns:
-    """The table of rounds, for a terminal of 80 columns or more."""
-    head = ("round", "base", "K", "ok/failed", f"best {summary.metric}", "verdict", "title")
-    rows = [[Text(cell) for cell in _cells(row)] for row in summary.rounds]
-    winners = [index for index, row in enumerate(summary.rounds) if row.winner]
-    return Columns(head=head, rows=rows, right={0, 2, 3, 4}, bold=winners)
-
-
-def lines(summary: Summary, where: Mapping[str, str] | None = None) -> list[str]:
-    """What stands below the table. `where` maps a name to the place of a file: results.tsv, progress.png, ..."""
-    return list(_lines(summary, where or {}))
-
-
-def render_text(summary: Summary, where: Mapping[str, str] | None = None) -> str:
-    """Table and lines as plain text, for logs."""
-    console = Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(table(summary))
-    rows = [line.rstrip() for line in capture.get().splitlines()]
-    return "\n".join([*rows, "", *lines(summary, where)])
-
-
-def render(summary: Summary, where: Mapping[str, str] | None = None) -> RenderableType:
-    """Table and lines for rich's console."""
-    return Group(table(summary), Text(), Text("\n".join(lines(summary, where)), overflow="fold"))
 
 
 def base_of(history: History, commit: str) -> str:
@@ -166,16 +150,18 @@ def base_of(history: History, commit: str) -> str:
 def _round(history: History, round_: Round) -> RoundSummary:
     entries = list(round_.entries.values())
     best = _best(entries, history.direction)
-    winner = next((entry for entry in entries if entry.verdict is Verdict.KEEP), None)
+    winner = next((entry for entry in reversed(entries) if entry.verdict is Verdict.KEEP), None)  # not the baseline
     shown = winner or best
     return RoundSummary(
         index=round_.index,
         base=base_of(history, round_.base),
         num_candidates=len(entries),
+        num_trials=sum(trial.result is not None for trial in round_.trials),
         statuses=Counter(entry.result.status for entry in entries if entry.result),
-        best=best.value if best else None,
-        best_candidate=best.id if best else None,
+        best=shown.value if shown else None,
+        best_candidate=shown.id if shown else None,
         winner=winner.id if winner else None,
+        finding=shown.finding if shown else None,
         title=one_line(shown.proposal.title) if shown else "",
         judged=round_.judged,
     )
@@ -198,53 +184,14 @@ def _leading(history: History) -> Entry | None:
     entry = _best(history.rounds[-1].entries.values(), history.direction)
     if entry is None or entry.value is None:
         return None
-    best = history.incumbent
-    return entry if best is None or history.direction.better(entry.value, best.value) else None
+    best = history.entry(history.incumbent.candidate).value if history.incumbent else None
+    return entry if best is None or history.direction.better(entry.value, best) else None
 
 
-def _cells(row: RoundSummary) -> tuple[str, ...]:
-    return (
-        str(row.index),
-        row.base,
-        str(row.num_candidates),
-        f"{row.num_ok}/{row.num_failed}",
-        formats.value(row.best, "-"),
-        row.verdict,
-        f"{row.winner or row.best_candidate}: {row.title}" if row.title else "",
-    )
-
-
-def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
-    name = f"best {summary.metric}"
-    if summary.best is not None and summary.best_candidate is not None:
-        commit = f", commit {summary.best_commit[:7]}" if summary.best_commit else ""
-        yield f"{name}  {formats.value(summary.best)}  {summary.best_candidate}{commit}"
-        if summary.improvement is not None and summary.best_candidate != candidate_id(0, 0):
-            share = f" ({summary.improvement / abs(summary.baseline):.2%})" if summary.baseline else ""
-            better = f"better by {formats.difference(summary.improvement)}{share}"
-            yield f"{'baseline':<{len(name)}}  {formats.value(summary.baseline)}  {better}"
-    else:
-        yield f"{name}  none yet"
-    counts = f"{formats.count(summary.num_experiments, 'experiment')}, {summary.num_failed} failed"
-    if summary.num_failed:
-        words = (f"{n} {status}" for status, n in sorted(summary.statuses.items()) if status is not Status.OK)
-        counts += f" ({', '.join(words)})"
-    yield f"{counts}; {formats.count(summary.num_trials, 'trial')}"
-    pause = summary.elapsed_s - summary.active_s
-    paused = f" ({formats.duration(summary.elapsed_s)} with interruptions)" if pause > 1 else ""
-    yield f"wall time: {formats.duration(summary.active_s)}{paused}"
-    kind = "GPU time" if summary.gpu_s > 0 else "trial time (no GPU)"
-    useful = f", {summary.useful:.0%} of it training" if summary.useful is not None else ""
-    cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
-    yield f"{kind}: {formats.hours(summary.gpu_s or summary.trial_s)}{useful}{cost}"
-    if summary.speed_up is not None:
-        yield (
-            f"the same trials one after another: {formats.duration(summary.sequential_s)}; "
-            f"speed-up {summary.speed_up:.1f}x"
-        )
-    width = max((len(name) for name in where), default=0)
-    for name, place in where.items():
-        yield f"{name:<{width}}  {place}"
+def _kept(history: History) -> Iterator[tuple[str, Gain]]:
+    for entry in history.entries():
+        if entry.verdict is Verdict.KEEP and entry.finding and entry.finding.gain:
+            yield entry.id, entry.finding.gain
 
 
 def _active_s(history: History, now: datetime | None) -> float:

@@ -1,8 +1,14 @@
-"""results.tsv and trials.csv: a run's outcome for spreadsheets and scripts.
+"""results.tsv, candidates.csv and trials.csv: a run's outcome for spreadsheets and scripts.
 
 results.tsv is karpathy/autoresearch's: `commit val_bpb memory_gb status description`, tab separated, one judged
 candidate a line; a failed one has no value, never 0.0. trials.csv has one line for every trial and a column for
 every field of result.json, nested ones with dots (`phases.train_s`).
+
+candidates.csv has one line for every candidate, judged or not. `value` is the mean over its `num_trials` good trials,
+`standard_error` that mean's, by the noise of the whole run. What follows is as it was judged: `gain` against the
+incumbent of that time (positive is better, whatever the metric's direction) with its 95 % interval, the chance `p` of
+so large a gain for any of `k` candidates if none were better, the gain that is `expected` of it after it was picked
+out, with its own 95 % interval, and the `call`. Empty is what is not known.
 """
 
 import csv
@@ -15,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.files import write_text_atomic
-from autoresearch_hpc.history import Entry, History
-from autoresearch_hpc.records import TrialResult, to_json
+from autoresearch_hpc.history import Entry, History, Round
+from autoresearch_hpc.records import Comparison, TrialResult, to_json
 from autoresearch_hpc.report import formats
+
+_CANDIDATE_COLUMNS = (
+    *("candidate", "round", "commit", "verdict", "num_trials", "value", "standard_error"),
+    *("gain", "gain_low", "gain_high", "p", "k", "expected", "expected_low", "expected_high", "call", "title"),
+)
 
 
 def write_results_tsv(history: History, path: Path) -> None:
@@ -25,6 +36,17 @@ def write_results_tsv(history: History, path: Path) -> None:
     lines = [f"commit\t{one_line(history.metric)}\tmemory_gb\tstatus\tdescription"]
     lines += [_result_line(entry) for entry in history.entries() if entry.verdict]
     write_text_atomic(path, "\n".join(lines) + "\n")
+
+
+def write_candidates_csv(history: History, path: Path) -> None:
+    """One line per candidate, in order."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CANDIDATE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for round_ in history.rounds:
+        for entry in round_.entries.values():
+            writer.writerow(_candidate_row(history, round_, entry))
+    write_text_atomic(path, text.getvalue())
 
 
 def write_trials_csv(history: History, path: Path) -> None:
@@ -38,7 +60,7 @@ def write_trials_csv(history: History, path: Path) -> None:
             if trial.result is None:
                 continue
             row = dict(_flat(to_json(trial.result), columns))
-            counts = trial is entry.trial
+            counts = trial.dropped is None
             row |= {"title": entry.proposal.title, "dropped": trial.dropped}
             row |= {"verdict": str(entry.verdict) if counts and entry.verdict else None}
             writer.writerow(row)
@@ -56,6 +78,33 @@ def _result_line(entry: Entry) -> str:
     memory = f"{result.peak_vram_mb / 1024:.1f}" if result and result.peak_vram_mb is not None else ""
     description = f"{entry.id}: {one_line(entry.proposal.title)}"
     return "\t".join((commit, formats.value(entry.value), memory, str(entry.verdict), description))
+
+
+def _candidate_row(history: History, round_: Round, entry: Entry) -> dict[str, object]:
+    found = entry.finding or Comparison(call="")
+    row: dict[str, object] = {
+        "candidate": entry.id,
+        "round": round_.index,
+        "commit": entry.candidate.commit[:7] if entry.candidate else "",
+        "verdict": str(entry.verdict or ""),
+        "num_trials": len(entry.values),
+        "value": formats.value(entry.value),
+        "standard_error": formats.difference(history.standard_error(entry)),
+        "p": "" if found.p is None else f"{found.p:.6f}",
+        "k": found.k or "",
+        "call": found.call,
+        "title": one_line(entry.proposal.title),
+    }
+    if gain := found.gain:
+        row |= _interval("gain", gain.value, gain.margin) | _interval("expected", gain.expected, gain.expected_margin)
+    return row
+
+
+def _interval(name: str, middle: float | None, margin: float | None) -> dict[str, object]:
+    row: dict[str, object] = {name: formats.difference(middle)}
+    if middle is not None and margin is not None:
+        row |= {f"{name}_low": formats.difference(middle - margin), f"{name}_high": formats.difference(middle + margin)}
+    return row
 
 
 def _columns(record: Any, prefix: str = "") -> Iterator[str]:

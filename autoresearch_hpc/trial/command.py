@@ -45,7 +45,7 @@ class CommandTrial:
         child = Child(
             ["/bin/sh", "-c", self._command.command],
             log=paths.log,
-            env=child_environment(spec.num_threads, extra, node_directory()),
+            env=child_environment(spec.num_threads, extra, node_directory(), pass_env=spec.pass_env),
             cwd=work,
             fd_variable="AUTORESEARCH_EVENTS_FD",
         )

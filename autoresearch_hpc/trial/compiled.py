@@ -6,11 +6,10 @@ A trial's caches are its own, or one could leave something there for another. So
 baseline left. That is the user's own script, which nobody has edited; no other trial's caches are kept.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
+import io
 import logging
-import shutil
 import tarfile
 import uuid
 from pathlib import Path
@@ -41,8 +40,30 @@ def unpack(archive: Path | None, root: Path) -> None:
     except (OSError, tarfile.TarError) as error:
         _log.warning("compiling anew: %s: %s", archive, error)
         return
-    with contextlib.suppress(OSError):
-        shutil.copytree(root / "scored" / "caches", root / "witness" / "caches", dirs_exist_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Give one place's caches to another. What wrote them is not trusted: only plain files, of a bounded size."""
+    packed = io.BytesIO()
+    try:
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(source / "caches", arcname="caches", filter=_Bounded())
+        packed.seek(0)
+        with tarfile.open(fileobj=packed) as tar:
+            tar.extractall(target, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        _log.warning("compiled twice: %s", error)
+
+
+class _Bounded:
+    """Lets folders and plain files pass, of _MAX_BYTES together."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_BYTES
+
+    def __call__(self, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        self._left -= info.size
+        return info if (info.isfile() or info.isdir()) and self._left >= 0 else None
 
 
 def keep(spec: TrialSpec, archive: Path | None, root: Path) -> None:
@@ -55,9 +76,8 @@ def keep(spec: TrialSpec, archive: Path | None, root: Path) -> None:
         archive.parent.mkdir(exist_ok=True)
         with tarfile.open(tmp, "w") as tar:
             for place in _PLACES:
-                tar.add(root / place / "caches", arcname=f"{place}/caches")
-        if tmp.stat().st_size <= _MAX_BYTES:
-            tmp.replace(archive)
+                tar.add(root / place / "caches", arcname=f"{place}/caches", filter=_Bounded())
+        tmp.replace(archive)
     except OSError as error:
         _log.warning("what was compiled is not kept: %s", error)
     finally:

@@ -21,7 +21,8 @@ import logging
 import os
 import secrets
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
-from autoresearch_hpc.trial import twins
+from autoresearch_hpc.trial import compiled, twins
 from autoresearch_hpc.trial.sandbox import hide_memory
 from autoresearch_hpc.trial.scoring import Diverged, bits_per_byte, nats_of, val_rows
 from autoresearch_hpc.trial.server import Shape, failure
@@ -62,68 +63,93 @@ class Servers:
 
 
 class Evaluation:
-    """One checkpoint, one score."""
+    """One checkpoint, one score. `private` holds the servers' directories, where they are shut in."""
 
-    def __init__(self, spec: TrialSpec, servers: Servers, checkpoint: Path) -> None:
+    def __init__(self, spec: TrialSpec, servers: Servers, checkpoint: Path, private: Path | None = None) -> None:
+        self._begun = time.monotonic()
+        self._private = private
         if spec.data_dir is None:
             raise ValueError("the trial names no data")
-        dataset = Dataset(Path(spec.data_dir))
-        manifest = dataset.manifest
+        self._dataset = Dataset(Path(spec.data_dir))
+        manifest = self._dataset.manifest
         self._servers, self._spec, self._checkpoint = servers, spec, checkpoint
         self._meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
-        self._rows = val_rows(dataset.rows("val"), spec.eval_tokens)
-        self._num_bytes: npt.NDArray[np.int32] = dataset.token_bytes()[self._rows[:, 1:]]
         gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
         self._device = torch.device("cuda" if gpu else "cpu")
-        self._batch_rows = max(1, min(spec.eval_batch_rows, len(self._rows)))
-        if not gpu:
-            self._batch_rows = min(
-                self._batch_rows, max(1, _CPU_BUFFER_BYTES // (4 * self._meta.seq_len * self._meta.vocab_size))
-            )
         self._random = np.random.default_rng(secrets.randbits(128))
-        self._count = twins.num_tested(len(self._rows), self._batch_rows)
 
     def run(self) -> dict[str, object]:
         """The score. Raises what went wrong."""
         scored, witness = self._servers.scored, self._servers.witness
-        shape = Shape(
-            slots=1 if self._device.type == "cuda" else 2,  # on a CPU the next batch is computed while one is scored
-            rows=self._batch_rows,
-            seq_len=self._meta.seq_len,
-            vocab_size=self._meta.vocab_size,
-        )
-        for server in (scored, witness):
-            server.open(self._meta, self._device, shape, self._checkpoint)
-        # Asked early, so that what is compiled for the first batch is compiled beside the first server's.
+        scored.open(self._meta, self._device, self._checkpoint)
+        self._read_rows()
+        gpu = self._device.type == "cuda"
+        shape = Shape(slots=2, rows=self._batch_rows, seq_len=self._meta.seq_len, vocab_size=self._meta.vocab_size)
+        scored.share(shape, on_gpu=gpu)
+        if gpu:
+            self._warm_up(scored)
+        witness.open(self._meta, self._device, self._checkpoint)
+        witness.share(replace(shape, slots=1), on_gpu=gpu and scored.on_gpu)
         early = twins.draw(self._random, self._rows, self._num_bytes, self._batch_rows)
-        witness.ask(0, early.inputs)
-        scored.opened()
+        witness.ask(0, early.inputs)  # early: while the first server is at work
+        if not gpu:
+            scored.opened()
         nats = self._all(scored, self._rows[:, :-1], self._rows[:, 1:])
-        scored.close()
+        scored.kill()
+        self._say("scored")
         answer = bits_per_byte(nats, self._num_bytes)
         finding = self._witnessed(nats, early)
+        self._say("witnessed")
         if finding:
             return {"status": "INVALID", "type": finding.type, "message": finding.message}
         return answer
 
+    def _read_rows(self) -> None:
+        """The validation rows, and how many of them are in a batch."""
+        self._rows = val_rows(self._dataset.rows("val"), self._spec.eval_tokens)
+        self._num_bytes: npt.NDArray[np.int32] = self._dataset.token_bytes()[self._rows[:, 1:]]
+        self._batch_rows = max(1, min(self._spec.eval_batch_rows, len(self._rows)))
+        if self._device.type == "cpu":
+            row_bytes = 4 * self._meta.seq_len * self._meta.vocab_size
+            self._batch_rows = min(self._batch_rows, max(1, _CPU_BUFFER_BYTES // row_bytes))
+        self._count = twins.num_tested(len(self._rows), self._batch_rows)
+
+    def _warm_up(self, scored: ModelServer) -> None:
+        """Have the first server compile what it compiles, and give the witness a copy of that to start from.
+
+        It has seen nothing but random tokens by then, so the copy holds nothing that the witness may not know.
+        """
+        scored.opened()
+        shape = (self._batch_rows, self._meta.seq_len)
+        scored.ask(0, np.random.default_rng(0).integers(self._meta.vocab_size, size=shape, dtype=np.uint16))
+        scored.logits(0, self._batch_rows)
+        self._say("compiled")
+        if self._private:
+            compiled.copy(self._private / "scored", self._private / "witness")
+
+    def _say(self, what: str) -> None:
+        if self._private:  # else somebody runs the script by hand
+            _log.info("%s after %.2f s", what, time.monotonic() - self._begun)
+
     def _all(
         self, server: ModelServer, inputs: npt.NDArray[np.uint16], targets: npt.NDArray[np.uint16]
     ) -> twins.Floats:
-        """The cross-entropy of all targets `(n, T)`, batch by batch, as many on their way as there are slots."""
+        """The cross-entropy of all targets `(n, T)`, batch by batch, as many on their way as there are slots.
+
+        The last batch is filled up with rows from the front: another shape would be compiled anew.
+        """
+        size, slots, total = self._batch_rows, server.slots, len(inputs)
         nats = torch.empty(inputs.shape, dtype=torch.float32, device=self._device)
-        starts = list(range(0, len(inputs), self._batch_rows))
+        starts = list(range(0, total, size))
+        asked = 0
         for number, first in enumerate(starts):
-            if number == 0:
-                server.ask(0, inputs[: self._batch_rows])
-            last = min(first + self._batch_rows, len(inputs))
-            ahead = server.slots > 1 and number + 1 < len(starts)
-            if ahead:
-                server.ask((number + 1) % 2, inputs[last : last + self._batch_rows])
+            for asking in range(asked, min(number + slots, len(starts))):
+                server.ask(asking % slots, inputs[np.arange(starts[asking], starts[asking] + size) % total])
+                asked += 1
+            last = min(first + size, total)
             wanted = torch.from_numpy(targets[first:last].astype(np.int64)).to(self._device)
-            nats[first:last] = nats_of(server.logits(number % server.slots, last - first), wanted)
-            if not ahead and number + 1 < len(starts):
-                self._wait()
-                server.ask(0, inputs[last : last + self._batch_rows])
+            nats[first:last] = nats_of(server.logits(number % slots, size)[: last - first], wanted)
+            self._wait()
         return nats.cpu().numpy()
 
     def _wait(self) -> None:
@@ -143,6 +169,7 @@ class Evaluation:
             if error.answer.get("status") != "OOM":
                 raise
             _log.info("not enough memory for two models at once: the witness starts again")
+            self._servers.scored.close()
             witness.open_again()
             seen = [self._all(witness, early.inputs, self._rows[early.row, 1:])]
         both = early
@@ -160,10 +187,10 @@ class Evaluation:
         return nats.cpu().numpy()
 
 
-def answer(spec: TrialSpec, servers: Servers, checkpoint: Path) -> dict[str, object]:
+def answer(spec: TrialSpec, servers: Servers, checkpoint: Path, private: Path | None = None) -> dict[str, object]:
     """What goes to the worker: the score, or how the evaluation failed."""
     try:
-        return Evaluation(spec, servers, checkpoint).run()
+        return Evaluation(spec, servers, checkpoint, private).run()
     except ServerFailed as error:
         return error.answer
     except Diverged as error:
@@ -195,7 +222,7 @@ def main() -> None:
     checkpoint = TrialPaths(Path(spec.trial_dir)).checkpoint
     if arguments.checkpoint_fd is not None:
         checkpoint = Path(f"/proc/self/fd/{arguments.checkpoint_fd}")
-    text = json.dumps(answer(spec, servers, checkpoint), allow_nan=False)
+    text = json.dumps(answer(spec, servers, checkpoint, arguments.private), allow_nan=False)
     with os.fdopen(arguments.result_fd, "w") as pipe:
         pipe.write(text + "\n")
 

@@ -106,11 +106,15 @@ class GptTrial:
         write_json_atomic(place / "session.json", session)
         variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
         python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
-        barrier = Barrier(readable=[*software(protected(spec)), Path(spec.src)], writable=[place, Path("/dev/shm")])
+        barrier = Barrier(
+            readable=[*software(protected(spec)), Path(spec.src)],
+            writable=[place, Path("/dev/shm")],
+            mode=spec.sandbox,
+        )
         trainer = Child(
             [*python, str(Path(spec.src) / spec.script)],
             log=paths.log,
-            env=child_environment(spec.num_threads, variables, place / "caches", private=place),
+            env=child_environment(spec.num_threads, variables, place / "caches", pass_env=spec.pass_env, private=place),
             cwd=Path(spec.src),
             fd_variable="AUTORESEARCH_EVENTS_FD",
             barrier=barrier,
@@ -125,7 +129,9 @@ class GptTrial:
                 "--checkpoint-fd", str(self._checkpoint_fd), "--private", str(scratch.root),
             ],
             log=paths.evaluate_log,
-            env=child_environment(spec.num_threads, {}, scratch.root, private=scratch.place("evaluator")),
+            env=child_environment(
+                spec.num_threads, {}, scratch.root, pass_env=spec.pass_env, private=scratch.place("evaluator")
+            ),
             cwd=paths.root,
             fd_argument="--result-fd",
             stdin=True,

@@ -10,7 +10,17 @@ from autoresearch_hpc.files import sha256_file
 from autoresearch_hpc.records import TrialSpec
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_MEASURES = ("dataset.py", "errors.py", "files.py", "layout.py", "quoting.py", "records.py", "harness", "trial")
+_MEASURES = (
+    "dataset.py",
+    "environment.py",
+    "errors.py",
+    "files.py",
+    "layout.py",
+    "quoting.py",
+    "records.py",
+    "harness",
+    "trial",
+)
 
 
 def harness_sha256() -> str:

@@ -9,8 +9,8 @@ holds for whatever the child starts. It consists of
 - no_new_privs: no setuid program helps the child out.
 - limits on the size of a file and on core dumps, and a umask.
 
-Where the kernel has no Landlock the rest remains; the worker says so once. AUTORESEARCH_SANDBOX=off leaves Landlock
-out, AUTORESEARCH_SANDBOX=require refuses to run a trial without it.
+Where the kernel has no Landlock the rest remains; the worker says so once. With task.sandbox=off Landlock is left out,
+with task.sandbox=require the worker runs no trial without it.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-MODE_VARIABLE = "AUTORESEARCH_SANDBOX"
 MAX_FILE_BYTES = 64 << 30
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38  # <linux/prctl.h>
@@ -61,13 +60,9 @@ def landlock_abi() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
 
 
-def usable() -> bool:
-    """Whether barriers hold with Landlock here."""
-    return os.environ.get(MODE_VARIABLE) != "off" and landlock_abi() > 0
-
-
-def required() -> bool:
-    return os.environ.get(MODE_VARIABLE) == "require"
+def usable(mode: str) -> bool:
+    """Whether barriers of this `task.sandbox` hold with Landlock here."""
+    return mode != "off" and landlock_abi() > 0
 
 
 class Barrier:
@@ -78,12 +73,13 @@ class Barrier:
         *,
         readable: Iterable[Path],
         writable: Iterable[Path],
+        mode: str,
         max_file_bytes: int = MAX_FILE_BYTES,
         no_abstract_sockets: bool = True,
     ) -> None:
         self._max_file_bytes = max_file_bytes
         scopes = _SIGNALS | (_ABSTRACT_SOCKETS if no_abstract_sockets else 0)
-        self._ruleset = _ruleset(readable, writable, scopes) if usable() else -1
+        self._ruleset = _ruleset(readable, writable, scopes) if usable(mode) else -1
 
     def enter(self) -> None:
         """Shut this process in, for good. Raises OSError where the kernel does not do what it said it could."""

@@ -6,8 +6,9 @@ nothing that it says: what this code checks (shapes, types) it checks for the sa
 
 Messages are JSON objects on a SOCK_SEQPACKET socket, answered in order:
 
-    {"do": "open", ...}                    fds: checkpoint, memory      -> {"status": "READY"} or a failure
-    {"do": "logits", "slot": n, "rows": n}                              -> {"status": "DONE", "dtype": ...} or a failure
+    {"do": "open", ...}     fd: checkpoint                  -> {"status": "READY"} or a failure
+    {"do": "share", ...}    fd: memory                      -> {"status": "SHARED" | "NOT_SHARED"} or a failure
+    {"do": "logits", "slot": n, "rows": n}                  -> {"status": "DONE", "dtype": ...} or a failure
 """
 
 import torch  # isort: skip - first: the slow import is what an early start is for
@@ -124,23 +125,30 @@ class Server:
 
     def run(self) -> None:
         while True:
-            text, fds, _, _ = socket.recv_fds(self._door, MAX_MESSAGE, 2)
+            text, fds, _, _ = socket.recv_fds(self._door, MAX_MESSAGE, 1)
             if not text:
                 return
             message = json.loads(text)
-            answer = _guarded(lambda m=message, f=fds: self._open(m, f) if m["do"] == "open" else self._logits(m))
-            self._door.send(json.dumps(answer).encode())
+            self._door.send(json.dumps(_guarded(lambda m=message, f=fds: self._answer(m, *f))).encode())
 
-    def _open(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, object]:
-        checkpoint_fd, memory_fd = fds
+    def _answer(self, message: Mapping[str, Any], *fds: int) -> dict[str, object]:
+        if message["do"] == "open":
+            return self._open(message, *fds)
+        return self._share(message, *fds) if message["do"] == "share" else self._logits(message)
+
+    def _open(self, message: Mapping[str, Any], checkpoint_fd: int) -> dict[str, object]:
         self._model = None
-        self._shape = Shape(**message["shape"])
         device = torch.device(message["device"])
         if message["num_threads"]:
             torch.set_num_threads(message["num_threads"])
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.set_float32_matmul_precision("high")
+        self._model = Model(Path(message["script"]), checkpoint_fd, Meta(**message["meta"]), device)
+        return {"status": "READY"}
+
+    def _share(self, message: Mapping[str, Any], memory_fd: int) -> dict[str, object]:
+        self._shape = Shape(**message["shape"])
         self._memory = map_memory(memory_fd)
         self._on_gpu = None
         if message["handle"]:
@@ -149,8 +157,7 @@ class Server:
                 self._on_gpu = cuda_memory.opened(bytes.fromhex(message["handle"]), size)
             except OSError as error:
                 return {"status": NOT_SHARED, "message": str(error)}
-        self._model = Model(Path(message["script"]), checkpoint_fd, Meta(**message["meta"]), device)
-        return {"status": "READY"}
+        return {"status": "SHARED"}
 
     def _logits(self, message: Mapping[str, Any]) -> dict[str, object]:
         assert self._model

@@ -80,44 +80,59 @@ class ModelServer:
         if barrier is not None:
             barrier.close()
 
-    def open(self, meta: Meta, device: torch.device, shape: Shape, checkpoint: Path) -> None:
+    def open(self, meta: Meta, device: torch.device, checkpoint: Path) -> None:
         """Have it build the model and load the checkpoint; `opened` waits until it has."""
-        self._shape, self.slots = shape, shape.slots
         self._checkpoint = checkpoint
-        self._asked: deque[tuple[int, npt.NDArray[np.uint16]]] = deque()
+        self._expected: deque[str] = deque()  # answers that are still to come
         self._message: dict[str, Any] = {
             "do": "open",
             "script": str(Path(self._spec.src) / self._spec.script),
             "meta": asdict(meta),
             "device": device.type,
             "num_threads": self._spec.num_threads,
-            "shape": asdict(shape),
         }
-        self._share(on_gpu=device.type == "cuda")
         self._send_open()
 
-    def _share(self, *, on_gpu: bool) -> None:
-        """Make the memory for inputs and logits."""
+    def share(self, shape: Shape, *, on_gpu: bool) -> None:
+        """Give it memory for inputs and logits. What takes time here goes on beside the building of the model."""
+        self._shape, self.slots = shape, shape.slots
         self._on_gpu: torch.Tensor | None = None
         handle = b""
         if on_gpu:
             try:
-                self._on_gpu, handle = cuda_memory.allocated(self._shape.slots * self._shape.logit_bytes)
+                self._on_gpu, handle = cuda_memory.allocated(shape.slots * shape.logit_bytes)
             except OSError as error:
                 _log.warning("%s; logits go through host memory, which takes longer", error)
         memory_fd = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(memory_fd, self._shape.host_bytes(logits=self._on_gpu is None))
+        os.ftruncate(memory_fd, shape.host_bytes(logits=self._on_gpu is None))
         fcntl.fcntl(memory_fd, *_SEALS)  # else it could be cut off under our hands
-        self._memory_fd, self._memory = memory_fd, map_memory(os.dup(memory_fd))
-        self._message["handle"] = handle.hex()
+        self._memory = map_memory(os.dup(memory_fd))
+        try:
+            self._send("SHARED", {"do": "share", "shape": asdict(shape), "handle": handle.hex()}, [memory_fd])
+        finally:
+            os.close(memory_fd)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether logits stay in the GPU's memory."""
+        return self._on_gpu is not None
+
+    def opened(self) -> None:
+        """Wait until the model and the memory are there."""
+        self._receive()
+        answer = self._receive(NOT_SHARED)
+        if answer["status"] == NOT_SHARED:
+            _log.warning("%s; logits go through host memory, which takes longer", quoted_line(str(answer)))
+            self.share(self._shape, on_gpu=False)
+            self._receive()
 
     def open_again(self) -> None:
-        """Once more what `open` did, and wait. What was asked meanwhile is forgotten."""
-        for _ in range(len(self._asked)):
+        """Load the model once more, and wait. What was asked meanwhile is forgotten."""
+        while self._expected:
+            self._expected.popleft()
             self._door.recv(MAX_MESSAGE)
-        self._asked.clear()
         self._send_open()
-        self.opened()
+        self._receive()
 
     def _send_open(self) -> None:
         try:
@@ -125,31 +140,18 @@ class ModelServer:
         except FileNotFoundError:
             raise ServerFailed("INVALID", "InvalidCandidate", "no checkpoint was saved") from None
         try:
-            self._send(self._message, [fd, self._memory_fd])
+            self._send("READY", self._message, [fd])
         finally:
             os.close(fd)
-
-    def opened(self) -> None:
-        """Wait until the model is there."""
-        answer = self._receive("READY", NOT_SHARED)
-        if answer["status"] == NOT_SHARED:
-            _log.warning("%s; logits go through host memory, which takes longer", quoted_line(str(answer)))
-            asked = list(self._asked)
-            self._share(on_gpu=False)
-            self.open_again()
-            for slot, inputs in asked:
-                self.ask(slot, inputs)
 
     def ask(self, slot: int, inputs: npt.NDArray[np.uint16]) -> None:
         """Have it compute the logits of inputs `(n, T)`; `logits` waits for them."""
         self._shape.inputs(self._memory, slot, len(inputs)).copy_(torch.from_numpy(inputs.astype(np.int32)))
-        self._asked.append((slot, inputs))
-        self._send({"do": "logits", "slot": slot, "rows": len(inputs)}, [])
+        self._send("DONE", {"do": "logits", "slot": slot, "rows": len(inputs)})
 
     def logits(self, slot: int, rows: int) -> torch.Tensor:
         """The logits `(rows, T, V)` in the slot, in memory which the server may still write to."""
-        self._asked.popleft()
-        name = self._receive("DONE").get("dtype")
+        name = self._receive().get("dtype")
         dtype = DTYPES.get(name) if isinstance(name, str) else None
         if dtype is None:
             raise ServerFailed("INVALID", "BadAnswer", f"logits of type {str(name)[:50]}")
@@ -158,21 +160,30 @@ class ModelServer:
             return self._shape.logits(self._on_gpu, 0, slot, rows, dtype)
         return self._shape.logits(self._memory, self._shape.host_bytes(logits=False), slot, rows, dtype)
 
-    def close(self) -> None:
-        """End it."""
+    def kill(self) -> None:
+        """End it, without waiting for its memory to be freed."""
         self._door.close()
         if self._pid is not None:
             os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, and wait."""
+        self.kill()
+        if self._pid is not None:
             os.waitpid(self._pid, 0)
             self._pid = None
 
-    def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+    def _send(self, expected: str, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send a message that is to be answered with the status `expected`."""
         try:
             socket.send_fds(self._door, [json.dumps(message).encode()], fds)
         except OSError:
             raise self._gone() from None
+        self._expected.append(expected)
 
-    def _receive(self, *wanted: str) -> dict[str, Any]:
+    def _receive(self, or_else: str = "") -> dict[str, Any]:
+        """The next answer. Raises ServerFailed where it is neither what is expected nor `or_else`."""
+        wanted = {self._expected.popleft(), or_else}
         try:
             text = self._door.recv(MAX_MESSAGE)
         except OSError:
@@ -221,7 +232,8 @@ def _barrier(spec: TrialSpec, place: Path) -> Barrier:
     """The candidate's files and software to read, its own directory to write."""
     # CUDA finds the memory of another process through an abstract socket of its.
     alone = spec.device == "cpu"
-    return Barrier(readable=[*software(protected(spec)), Path(spec.src)], writable=[place], no_abstract_sockets=alone)
+    readable = [*software(protected(spec)), Path(spec.src)]
+    return Barrier(readable=readable, writable=[place], mode=spec.sandbox, no_abstract_sockets=alone)
 
 
 def _close_all_but(door: int, barrier: Barrier | None) -> None:

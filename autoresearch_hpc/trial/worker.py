@@ -9,6 +9,7 @@ Exit status 0, or 74 where the filesystem did not give the files, or take the cl
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -38,7 +39,6 @@ _log = logging.getLogger(__name__)
 
 EXIT_STORAGE = 74  # EX_IOERR
 _PATIENCE_S = 60.0
-_REQUIRED = f"{sandbox.MODE_VARIABLE}=require asks for it"
 
 
 def main() -> None:
@@ -75,8 +75,9 @@ def run(spec_path: Path) -> None:
         _log.info("%s attempt %d is taken; nothing to do", spec.trial, attempt)
         return
     paths.result.unlink(missing_ok=True)  # an earlier attempt that was merely cancelled
-    if spec.kind == "gpt" and not sandbox.usable():
-        _log.warning("no Landlock here: the candidate can read and write whatever this user can (docs/integrity.md)")
+    if spec.kind == "gpt" and not sandbox.usable(spec.sandbox):
+        why = "task.sandbox=off" if spec.sandbox == "off" else "no Landlock here"
+        _log.warning("%s: the candidate can read and write whatever this user can (docs/integrity.md)", why)
     result = _outcome(spec, paths, attempt, stop)
     if not _insist(lambda: _publish(paths, result)):
         _log.info("%s attempt %d was overtaken by a newer one; its result is dropped", spec.trial, attempt)
@@ -196,8 +197,10 @@ def _refusal(spec: TrialSpec, gpu: Gpu) -> Ending | None:
         return _lost("NoGpu", f"no GPU on {socket.gethostname()} (CUDA_VISIBLE_DEVICES={gpu.visible})")
     if spec.harness_sha256 and spec.harness_sha256 != harness_sha256():
         return _lost("HarnessChanged", f"the package on {socket.gethostname()} is not the one that made the trial")
-    if spec.kind == "gpt" and sandbox.required() and not sandbox.usable():
-        return _lost("NoSandbox", f"the kernel of {socket.gethostname()} has no Landlock, and {_REQUIRED}")
+    if spec.sandbox == "require" and not sandbox.usable(spec.sandbox):
+        return _lost(
+            "NoSandbox", f"the kernel of {socket.gethostname()} has no Landlock; task.sandbox=require asks for it"
+        )
     for name, expected in spec.src_sha256.items():
         path = Path(spec.src) / name
         if _sha256(path) != expected:
@@ -259,6 +262,7 @@ def _result(
         started_at=started_at,
         ended_at=_now(),
         gpu=gpu,
+        torch=importlib.metadata.version("torch"),
         slurm=facts.slurm_job(),
         phases=Phases(
             queue_s=queue_s,

@@ -137,8 +137,8 @@ def test_a_process_that_stays_and_replaces_the_checkpoint(real: Run, weak: Run) 
 HOARD = """
 import tempfile
 places = [os.getcwd(), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", os.path.expanduser("~"),
-          os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), os.environ.get("TRITON_CACHE_DIR", ""), *sys.path]
-places = [place for place in places if place and "/work/" not in place and "/lib/" not in place]
+          os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), os.environ.get("TRITON_CACHE_DIR", "")]
+places = [place for place in places if place]
 """
 FIND = (
     HOARD
@@ -350,6 +350,14 @@ def test_messages_out_of_order(name: str, real: Run) -> None:
 
 SPOIL = {
     "its own files": ("open(__file__, 'a').write('# more')", "Tampered: train.py was changed while the trial ran"),
+    "training rows": (
+        "import shutil; os.replace(shutil.copy('DATA/train-00000.bin', 'DATA/new'), 'DATA/train-00000.bin')",
+        "Tampered: the data's train-00000.bin was changed",
+    ),
+    "the tokenizer": (
+        "os.utime('DATA/tokenizer.json')",
+        "Tampered: the data's tokenizer.json was changed",
+    ),
     "the data": ("os.utime('DATA/train-00000.bin')", "Tampered: the data's train-00000.bin was changed"),
 }
 
@@ -357,7 +365,7 @@ SPOIL = {
 @pytest.mark.parametrize("name", SPOIL)
 def test_what_is_changed_where_nothing_is_shut_in(name: str, real: Run, data: Path) -> None:
     attack, error = SPOIL[name]
-    outcome = real(script(saved=attack.replace("DATA", str(data))), env={"AUTORESEARCH_SANDBOX": "off"})
+    outcome = real(script(saved=attack.replace("DATA", str(data))), sandbox="off")
     assert outcome.result
     assert outcome.result.status is Status.INVALID
     assert outcome.error.startswith(error)

@@ -27,7 +27,7 @@ def on_terminal(toy: Toy, *words: str) -> "tuple[subprocess.Popen[bytes], int]":
     """The search in a session of its own with a terminal, as ssh makes them; the terminal's other end."""
     ours, theirs = os.openpty()
     argv = ["setsid", "--ctty", *words, sys.executable, "-m", "autoresearch_hpc", *toy.words("session")]
-    env = {**os.environ, "TRAINED": str(toy.trained_log), "AUTORESEARCH_PASS_ENV": "TRAINED", "TERM": "xterm"}
+    env = {**os.environ, "TRAINED": str(toy.trained_log), "TERM": "xterm"}
     # A test run that was itself started by nohup hands on that SIGHUP is ignored.
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = subprocess.Popen(argv, cwd=toy.root, env=env, stdin=theirs, stdout=theirs, stderr=theirs)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ class Bench:
         self.kind = kind
         self._places: list[tuple[Cluster, dict[str, str]]] = []
 
-    def place(self, **settings: Any) -> Cluster:
+    def place(self, *, pass_env: Sequence[str] = (), **settings: Any) -> Cluster:
         """A back end; every call makes a new object, as a new controller would."""
-        return self.kind(ClusterConfig(**{"queue_poll_s": 0.5, "max_parallel": 4, **settings}))
+        return self.kind(ClusterConfig(**{"queue_poll_s": 0.5, "max_parallel": 4, **settings}), pass_env)
 
     def submission(self, job_name: str, commands: list[str], *, avoid: tuple[str, ...] = ()) -> Submission:
         trials = {}

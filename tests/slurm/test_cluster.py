@@ -1,6 +1,8 @@
 """What every back end promises, on both of them; then what is the local one's own."""
 
 import dataclasses
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -142,6 +144,22 @@ def test_variables_of_an_enclosing_job_reach_neither_submission_nor_trial(
     assert [name for name, value in enclosing.items() if seen.get(name) == value] == []
 
 
+def test_jobs_inherit_what_is_allowed_or_named(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"OPENAI_API_KEY": "sesame", "DATABASE": "postgres://me:sesame@host", "FOO": "harmless", "SITE_A": "named"}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    job = tmp_path / "job"
+    place = bench.place(pass_env=["SITE_*"], setup=[f"env > {job}", f"tr '\\0' '\\n' < /proc/$$/environ > {job}.shell"])
+    submission = bench.submission("contract-inherits", ["env > seen.txt; echo loss: 1"])
+    jobs = bench.launch(place, submission)
+    wait(lambda: words(place, jobs) == {"COMPLETED": 1}, "the end")
+    for path in (job, job.with_name("job.shell")):
+        text = path.read_text()
+        assert "SITE_A=named\n" in text
+        assert f"HOME={Path.home()}\n" in text
+        assert not re.search("sesame|FOO=", text)
+
+
 def test_what_a_waiting_trial_waits_for_is_told(bench: Bench) -> None:
     place = bench.place(max_parallel=1)
     submission = bench.submission("contract-waiting", ["sleep 60"] * 2)
@@ -205,8 +223,8 @@ def test_each_trial_has_one_of_the_gpus_to_itself(here: Bench, monkeypatch: pyte
 def test_trial_that_was_started_twice_runs_once(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A controller died between start and claim, and the next one starts the trial again."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    submission = here.submission("twice", ["echo once >> $LOG; sleep 2; echo loss: 1", "echo loss: 2"])
-    monkeypatch.setenv("LOG", str(here.layout.root / "log"))
+    log = shlex.quote(str(here.layout.root / "log"))
+    submission = here.submission("twice", [f"echo once >> {log}; sleep 2; echo loss: 1", "echo loss: 2"])
     first, second = here.place(), here.place()
     here.launch(first, dataclasses.replace(submission, trials=dict(list(submission.trials.items())[:1])))
     assert second.adopt(submission) == {}

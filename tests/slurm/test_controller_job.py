@@ -42,11 +42,7 @@ def submit(cluster: Sandbox, toy: Toy, *options: str, words: tuple[str, ...] = (
 
 
 def _submit(cluster: Sandbox, toy: Toy, words: list[str]) -> str:
-    environment = (
-        cluster.env
-        | {"AUTORESEARCH_PYTHON": sys.executable, "TRAINED": str(toy.trained_log)}
-        | {"AUTORESEARCH_PASS_ENV": "TRAINED"}
-    )
+    environment = cluster.env | {"AUTORESEARCH_PYTHON": sys.executable, "TRAINED": str(toy.trained_log)}
     argv = ["sbatch", "--parsable", *words]
     return subprocess.run(
         argv, cwd=toy.root, env=environment, capture_output=True, text=True, check=True

@@ -74,6 +74,20 @@ def test_rounds_are_arrays_and_the_winner_is_on_the_branch(cluster: Sandbox, slu
     assert "Traceback" not in err
 
 
+def test_a_jobs_environment_is_what_the_configuration_lets_through(slurm: Callable[..., Toy], tmp_path: Path) -> None:
+    toy, keys = slurm(k=1, sleep_s=0), {"OPENAI_API_KEY": "sesame", "FOO": "harmless"}
+    for tag, passed in (("closed", "[TRAINED]"), ("open", "[TRAINED,FOO,OPENAI_API_KEY]")):
+        setup = f"cluster.setup=['env > {tmp_path / tag}']"
+        _, err = toy.search(tag, setup, f"task.pass_env={passed}", env=keys).finish()
+        assert all(result["status"] == "OK" for result in toy.results(tag))
+        seen = (tmp_path / tag).read_text()
+        assert "TRAINED=" in seen
+        assert "sesame" not in seen
+        assert ("FOO=harmless\n" in seen) is (tag == "open")
+        told = [line for line in err.splitlines() if "looks like a secret does not pass: OPENAI_API_KEY" in line]
+        assert len(told) == (tag == "open")
+
+
 def test_killed_around_every_event(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
     toy = slurm()
     scenarios.killed_around_every_event(toy, "ladder")
@@ -96,10 +110,9 @@ def test_an_sbatch_that_comes_late_keeps_its_trials(slurm: Callable[..., Toy], m
     layout = RunLayout(toy.run_dir("late"))
     trials = {id_: layout.trial(id_).spec for id_ in toy.journal("late")[-1]["trials"]}
     monkeypatch.setenv("TRAINED", str(toy.trained_log))
-    monkeypatch.setenv("AUTORESEARCH_PASS_ENV", "TRAINED")
     late = Submission(job_name="late-array", trials=trials, array=layout.array(0, "late-array"), wall_limit_s=60)
-    jobs = SlurmCluster(ClusterConfig(kind=ClusterKind.slurm)).launch(late)
-    scenarios.wait(lambda: len(toy.trained()) == len(trials), None)
+    jobs = SlurmCluster(ClusterConfig(kind=ClusterKind.slurm), ["TRAINED"]).launch(late)
+    scenarios.wait(lambda: toy.trained().total() == len(trials), None)
     toy.search("late").finish()
     scenarios.complete(toy, "late")
     told = [line["jobs"] for line in toy.journal("late") if line["event"] == "submit.done"]

@@ -12,10 +12,13 @@ from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import (
     Candidate,
+    Comparison,
     Direction,
     Failure,
+    Gain,
     Gpu,
     Metric,
+    Noise,
     Phases,
     Proposal,
     SlurmJob,
@@ -48,6 +51,7 @@ class FakeRun:
         self.metric, self.direction = metric, direction
         self.now, self._seq, self._rounds = START, 0, 0
         self.incumbent: dict[str, object] | None = None
+        self.baseline: float | None = None
         self.event(
             "run.started", tag=root.name, uid="abc123", version="0.1.0", config_sha256="c" * 64, repo="/repo",
             start_commit=COMMIT, metric=metric, direction=str(direction),
@@ -142,15 +146,55 @@ class FakeRun:
         """The trial ended and was collected."""
         self.event("trial.done", trial=trial, result=to_json(self.result(trial, value, status, **more)))
 
-    def judge(self, verdicts: Mapping[str, str], values: Mapping[str, float | None]) -> None:
+    def again(self, stage: str, **earned: Sequence[float | None]) -> None:
+        """A further array of the newest round: more trials of these candidates (r01_c00=[...]), and what they earn."""
         index = self._rounds - 1
+        earned = {name.replace("_", "-"): values for name, values in earned.items()}
+        self.event("trials.wanted", round=index, stage=stage, trials={id_: len(v) for id_, v in earned.items()})
+        history = self.history()
+        for id_, values in earned.items():
+            for number, value in enumerate(values, start=len(history.entry(id_).trials)):
+                trial = trial_id(id_, number)
+                self.event("submit.intent", round=index, job_name=f"ar-{index}-{stage}", trials=[trial])
+                self.event("submit.done", round=index, job_name=f"ar-{index}-{stage}", jobs={trial: f"5{number}"})
+                self.done(trial, value)
+
+    def judge(
+        self,
+        verdicts: Mapping[str, str],
+        values: Mapping[str, float | None],
+        findings: Mapping[str, Comparison] | None = None,
+        noise: Noise | None = None,
+        pool: Sequence[str] = (),
+        over_baseline: Gain | None = None,
+    ) -> None:
+        index = self._rounds - 1
+        if index == 0:
+            self.baseline = values.get(candidate_id(0, 0))
         for candidate, verdict in verdicts.items():
             if verdict == "keep":
                 self.incumbent = {
                     "candidate": candidate, "commit": commit_of(candidate), "value": values[candidate]
                 }  # fmt: skip
-        self.event("round.judged", round=index, verdicts=dict(verdicts), incumbent=self.incumbent)
+        gain = over_baseline or self._over_baseline()
+        self.event(
+            "round.judged",
+            round=index,
+            verdicts=dict(verdicts),
+            findings={id_: to_json(finding) for id_, finding in (findings or {}).items()},
+            noise=to_json(noise) if noise else None,
+            pool=list(pool),
+            incumbent=self.incumbent,
+            over_baseline=to_json(gain) if gain else None,
+        )
         self.event("round.closed", round=index)
+
+    def _over_baseline(self) -> Gain | None:
+        """What a run without any noise knows."""
+        if self.incumbent is None or self.baseline is None or self.incumbent["candidate"] == candidate_id(0, 0):
+            return None
+        gain = self.baseline - float(str(self.incumbent["value"]))
+        return Gain(value=gain if self.direction is Direction.min else -gain)
 
     def round(self, rows: Sequence[tuple[str, float | None, str]], takes_s: float = 600.0) -> None:
         """A whole round of (title, value, verdict)."""
@@ -200,5 +244,44 @@ def cookbook(root: Path) -> FakeRun:
             ("DEPTH 8 -> 6, TOTAL_BATCH_SIZE 2^18", 1.048885, "discard"),
         ]
     )
+    run.event("run.stopped", reason="the plan is complete")
+    return run
+
+
+NOISE = Noise(sd=0.0006, df=6.0, kind="H100, tier h100", measured_df=2.0)
+OVER_BASELINE = Gain(value=0.0052, margin=0.00125, expected=0.0047, expected_margin=0.0015)
+
+
+def told_from_luck(root: Path) -> FakeRun:
+    """A finished run by looks: a winner, a near miss, a failure, and a round that kept nothing."""
+    run = FakeRun(root)
+    run.propose(["baseline"])
+    run.wait(600)
+    run.done("r00-c00-t0", 1.0005)
+    run.again("array", r00_c00=[0.9995, 1.0])
+    run.judge({"r00-c00": "keep"}, {"r00-c00": 1.0}, noise=NOISE)
+    trials = run.propose(["wider", "deeper", "worse", "broken"])
+    run.wait(600)
+    for trial, value in zip(trials, (0.9945, 0.9980, 1.0100, None), strict=True):
+        run.done(trial, value)
+    run.wait(600)
+    run.again("look 1", r01_c00=[0.9951], r01_c01=[0.9990], r00_c00=[1.0])
+    gain = Gain(value=0.0052, margin=0.0013, expected=0.0049, expected_margin=0.0014)
+    near = Gain(value=0.0015, margin=0.0013, expected=0.0009, expected_margin=0.0012)
+    worse = Gain(value=-0.0100, margin=0.0017, expected=-0.0098, expected_margin=0.0018)
+    findings = {
+        "r01-c00": Comparison(call="promote", gain=gain, p=0.00042, k=3, num_trials=2, num_incumbent_trials=4),
+        "r01-c01": Comparison(call="near miss", gain=near, p=0.0712, k=3, num_trials=2, num_incumbent_trials=4),
+        "r01-c02": Comparison(call="discard", gain=worse, p=1.0, k=3, num_trials=1, num_incumbent_trials=4),
+        "r01-c03": Comparison(call="no score"),
+    }
+    verdicts = {"r01-c00": "keep", "r01-c01": "discard", "r01-c02": "discard", "r01-c03": "crash"}
+    run.judge(verdicts, {"r01-c00": 0.9948}, findings, NOISE, ["r01-c01"], OVER_BASELINE)
+    [trial] = run.propose(["another"])
+    run.done(trial, 0.9990)
+    run.again("array", r01_c00=[0.9948])
+    last = Gain(value=-0.0042, margin=0.0017, expected=-0.0040, expected_margin=0.0018)
+    finding = Comparison(call="discard", gain=last, p=0.99, k=1, num_trials=1, num_incumbent_trials=3)
+    run.judge({"r02-c00": "discard"}, {}, {"r02-c00": finding}, NOISE, (), OVER_BASELINE)
     run.event("run.stopped", reason="the plan is complete")
     return run

@@ -21,6 +21,7 @@ from autoresearch_hpc.config import (
     MetricConfig,
     PlanConfig,
     RoundConfig,
+    Sandbox,
     TaskConfig,
     TaskKind,
 )
@@ -90,7 +91,12 @@ COMMAND = {"kind": TaskKind.command, "command": "x"}
         (TaskConfig, {"train_s": 0.0}, "task.train_s=0.0"),
         (TaskConfig, {"grace_s": -1.0}, "task.grace_s=-1.0"),
         (TaskConfig, {"eval_tokens": 0}, "task.eval_tokens=0"),
+        (TaskConfig, {"pass_env": ["FINE", "MY-VAR"]}, "task.pass_env: 'MY-VAR' names no environment variable"),
+        (TaskConfig, {"pass_env": ["*"]}, "task.pass_env: '*' names no"),
+        (TaskConfig, {"pass_env": ["A*B"]}, "task.pass_env: 'A*B' names no"),
+        (TaskConfig, {"pass_env": ["A=b"]}, "task.pass_env: 'A=b' names no"),
         (TaskConfig, {"kind": TaskKind.command}, "without task.command"),
+        (TaskConfig, {**COMMAND, "sandbox": Sandbox.require}, "task.sandbox=require, but a command is never shut in"),
         (TaskConfig, COMMAND, "the metric needs one source"),
         (TaskConfig, {**COMMAND, "metric": MetricConfig(json="a", regex="(b)")}, "the metric needs one source"),
         (TaskConfig, {**COMMAND, "metric": MetricConfig(regex="(")}, "is no regular expression"),
@@ -154,6 +160,8 @@ def test_a_configuration_is_plain_objects() -> None:
         (["+round=cookbook", "+foo=1"], "unknown key foo"),
         (["+round=cookbook", "task.script=${nope}"], "Interpolation key 'nope' not found"),
         (["+round=cookbook", "task.script=???"], "no value for task.script"),
+        (["+round=cookbook", "task.pass_env=[1X]"], "task.pass_env: '1X' names no environment variable"),
+        (["+round=cookbook", "task.sandbox=requier"], "sandbox"),
         ([], "no round plan; add +round=NAME, for a start +round=quickstart"),
     ],
 )
@@ -162,6 +170,13 @@ def test_what_loading_refuses(overrides: list[str], words: str) -> None:
         load(compose(overrides))
 
     assert words in refused(read)
+
+
+def test_the_trials_barrier_is_configured() -> None:
+    loaded = load(compose(["+round=cookbook", "task.sandbox=require", "task.pass_env=[SITE_*,_X1]"]))
+    assert (loaded.task.sandbox, loaded.task.pass_env) == (Sandbox.require, ["SITE_*", "_X1"])
+    off = load(compose(["+round=cookbook", "task.sandbox=off"]))  # a word that is a boolean in some YAML
+    assert off.task.sandbox is Sandbox.off
 
 
 def test_keys_of_a_users_own_are_welcome_where_they_belong() -> None:

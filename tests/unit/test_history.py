@@ -1,16 +1,17 @@
 """What the journal's events mean: replayed and applied one by one, they lead to the same state."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import FakeRun, commit_of, cookbook
+from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, told_from_luck
 
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Event, read
-from autoresearch_hpc.records import Direction, Proposal, Status, Verdict
+from autoresearch_hpc.records import Comparison, Direction, Gain, Proposal, Status, Verdict
 
 
 @pytest.fixture
@@ -18,8 +19,9 @@ def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "a tag")
 
 
-def test_replay_equals_applying_one_by_one_at_every_point(tmp_path: Path) -> None:
-    events = read(cookbook(tmp_path / "tag").layout.journal)
+@pytest.mark.parametrize("fake", [cookbook, told_from_luck])
+def test_replay_equals_applying_one_by_one_at_every_point(tmp_path: Path, fake: Callable[[Path], FakeRun]) -> None:
+    events = read(fake(tmp_path / "tag").layout.journal)
     growing = History()
     for number, event in enumerate(events, start=1):
         growing.apply(event)
@@ -152,6 +154,104 @@ def test_a_baseline_that_failed_leaves_no_incumbent(run: FakeRun) -> None:
     assert run.history().incumbent is None
 
 
+# what was found
+
+
+def test_what_a_judgement_found_is_replayed(tmp_path: Path) -> None:
+    history = told_from_luck(tmp_path / "tag").history()
+    assert (history.noise, history.over_baseline) == (NOISE, OVER_BASELINE)
+    baseline, winner = history.entry("r00-c00"), history.entry("r01-c00")
+    assert (baseline.finding, len(baseline.values)) == (None, 4)
+    assert winner.values == [0.9945, 0.9951, 0.9948]
+    assert winner.value == pytest.approx(0.9948), "the mean of all that it ever earned"
+    assert winner.finding
+    assert winner.finding.words.startswith("promote: +0.005200 ± 0.001300, p=0.0004 of K=3, expected +0.004900 (")
+    assert history.entry("r01-c03").finding == Comparison(call="no score")
+    assert [o.finding.call if o.finding else None for o in history.outcomes()] == [
+        None, "promote", "near miss", "discard", "no score", "discard"
+    ]  # fmt: skip
+
+
+def test_the_standard_error_is_that_of_the_mean(tmp_path: Path, run: FakeRun) -> None:
+    history = told_from_luck(tmp_path / "told").history()
+    assert history.standard_error(history.entry("r00-c00")) == pytest.approx(0.0006 / 2)
+    assert history.standard_error(history.entry("r01-c02")) == pytest.approx(0.0006)
+    assert history.standard_error(history.entry("r01-c03")) is None, "it has no value"
+    run.round([("baseline", 1.0, "keep")])
+    assert run.history().standard_error(run.history().entry("r00-c00")) is None, "nothing is known of the noise"
+
+
+def test_a_judgement_that_tells_nothing_of_the_noise_takes_nothing_back(run: FakeRun) -> None:
+    run.propose(["baseline"])
+    run.done("r00-c00-t0", 1.0)
+    run.judge({"r00-c00": "keep"}, {"r00-c00": 1.0}, noise=NOISE)
+    run.round([("a", 1.1, "discard")])
+    assert run.history().noise == NOISE
+
+
+def test_what_was_gained_on_the_baseline_stands_until_the_incumbent_changes(tmp_path: Path) -> None:
+    """A round on another GPU has nothing to say of it: a new incumbent found there has no gain that is known."""
+    run = told_from_luck(tmp_path / "told")
+    run.propose(["a"])
+    same = {"candidate": "r01-c00", "commit": commit_of("r01-c00"), "value": 0.9948}
+    run.event("round.judged", round=3, verdicts={"r03-c00": "discard"}, incumbent=same, over_baseline=None)
+    assert run.history().over_baseline == OVER_BASELINE
+    run.propose(["b"])
+    other = {"candidate": "r04-c00", "commit": commit_of("r04-c00"), "value": 0.9}
+    run.event("round.judged", round=4, verdicts={"r04-c00": "keep"}, incumbent=other, over_baseline=None)
+    assert run.history().over_baseline is None
+
+
+def test_a_joined_baseline_goes_first_replicates_and_all(run: FakeRun) -> None:
+    run.propose(["baseline", "a"], submit=False)
+    run.event("trials.wanted", round=0, stage="array", trials={"r00-c00": 2})
+    assert list(run.history().rounds[0].missing.items()) == [("r00-c00", 3), ("r00-c01", 1)]
+
+
+def test_where_not_all_can_be_run_again_the_best_go_first(run: FakeRun) -> None:
+    for trial in run.propose(["a", "b", "c"]):
+        run.done(trial, 1.0)
+    assert run.history().rounds[0].missing == {}
+    run.event("trials.wanted", round=0, stage="look 1", trials={"r00-c02": 1, "r00-c00": 1, "r00-c01": 1})
+    assert list(run.history().rounds[0].missing.items()) == [("r00-c02", 1), ("r00-c00", 1), ("r00-c01", 1)]
+    for trial in ("r00-c02-t1", "r00-c00-t1", "r00-c01-t1"):
+        run.event("submit.intent", round=0, job_name="ar-1", trials=[trial])
+        run.done(trial, 1.0)
+    run.event("trials.wanted", round=0, stage="look 2", trials={"r00-c01": 3, "r00-c02": 1})
+    assert list(run.history().rounds[0].missing.items()) == [("r00-c01", 3), ("r00-c02", 1)]
+
+
+def near_misses(run: FakeRun, keep: bool = False, **gains: Gain) -> None:
+    """A round of near misses (named r01_c00) and, after them in it, a winner or none."""
+    ids = [name.replace("_", "-") for name in gains]
+    trials = run.propose([*ids, "winner"])
+    for trial in trials:
+        run.done(trial, 0.9)
+    last = trials[-1].rpartition("-")[0]
+    findings = {id_: Comparison(call="near miss", gain=gain) for id_, gain in zip(ids, gains.values(), strict=True)}
+    verdicts = {**dict.fromkeys(ids, "discard"), last: "keep" if keep else "discard"}
+    run.judge(verdicts, {last: 0.9}, findings, pool=ids)
+
+
+def test_the_pool_are_near_misses_since_the_incumbent_changed_best_first(run: FakeRun) -> None:
+    assert run.history().pool == ()
+    run.round([("baseline", 1.0, "keep")])
+    assert run.history().pool == ()
+    near_misses(run, r01_c00=Gain(value=0.2, margin=0.2, expected=0.1, expected_margin=0.1))
+    near_misses(
+        run,
+        r02_c00=Gain(value=0.9, margin=0.9, expected=0.05, expected_margin=0.2),
+        r02_c01=Gain(value=0.15),  # nothing is known of the noise: taken as it is
+    )
+    assert run.history().pool == ("r02-c01", "r01-c00", "r02-c00")
+    near_misses(run, keep=True, r03_c00=Gain(value=0.3))
+    assert run.history().pool == ("r03-c00",), "it lost against the incumbent's round; the earlier ones are history"
+    near_misses(run, r04_c00=Gain(value=0.4))
+    assert run.history().pool == ("r04-c00", "r03-c00")
+    near_misses(run, keep=True)
+    assert run.history().pool == ()
+
+
 def event(name: str, **data: Any) -> Event:
     return Event(seq=5, at="2026-01-31T12:00:00+00:00", event=name, data=data)
 
@@ -170,6 +270,11 @@ def event(name: str, **data: Any) -> Event:
         event("trial.done", trial="r09-c00-t0", result={}),
         event("round.judged", round=0, verdicts={"r00-c00": "splendid"}, incumbent=None),
         event("round.judged", round=0, verdicts={}, incumbent={"candidate": "r00-c00"}),
+        event("round.judged", round=0, verdicts={}, findings={"r00-c00": "discard: +0.1"}, incumbent=None),
+        event("round.judged", round=0, verdicts={}, findings={"r00-c00": {"call": "x", "p": "1"}}, incumbent=None),
+        event("round.judged", round=0, verdicts={}, findings={}, pool=["r00-c09"], incumbent=None),
+        event("round.judged", round=0, verdicts={}, noise={"sd": 0.1}, incumbent=None),
+        event("round.judged", round=0, verdicts={}, over_baseline={"valeu": 0.1}, incumbent=None),
         event("run.stopped"),
     ],
     ids=lambda e: e.event,

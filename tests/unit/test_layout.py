@@ -12,11 +12,13 @@ from autoresearch_hpc.layout import RunLayout, all_runs, find_run
 def test_the_paths_are_the_documented_ones() -> None:
     root = Path("/a b/runs/tag")
     layout = RunLayout(root)
-    own = {p: str(getattr(layout, p).relative_to(root)) for p in ("config", "journal", "results_tsv", "trials_csv")}
+    files = ("config", "journal", "results_tsv", "candidates_csv", "trials_csv")
+    own = {p: str(getattr(layout, p).relative_to(root)) for p in files}
     assert own == {
         "config": "config.yaml",
         "journal": "journal.jsonl",
         "results_tsv": "results.tsv",
+        "candidates_csv": "candidates.csv",
         "trials_csv": "trials.csv",
     }
     assert layout.src("r03-c02") == root / "rounds/03/r03-c02/src"
@@ -29,7 +31,8 @@ def test_the_paths_are_the_documented_ones() -> None:
 
 def test_no_two_files_share_a_path() -> None:
     layout, trial = RunLayout(Path("/r")), RunLayout(Path("/r")).trial("r00-c00-t0")
-    names = ("config", "journal", "lock", "log", "results_tsv", "trials_csv", "progress_png", "report_html")
+    names = ("config", "journal", "lock", "log", "results_tsv", "candidates_csv", "trials_csv")
+    names += ("progress_png", "report_html")
     paths = [getattr(layout, name) for name in names]
     paths += [getattr(trial, n) for n in ("spec", "result", "phases", "log", "evaluate_log", "checkpoint", "session")]
     assert len(set(paths)) == len(paths)

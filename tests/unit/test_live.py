@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_run import FakeRun
+from fake_run import FakeRun, told_from_luck
 from rich.console import Console
 
 from autoresearch_hpc.config import Config, PlanConfig
@@ -24,6 +24,11 @@ from autoresearch_hpc.report.settings import Settings, read_settings, settings_o
 @pytest.fixture
 def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "a run")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> FakeRun:
+    return told_from_luck(tmp_path / "told")
 
 
 @pytest.fixture
@@ -50,21 +55,54 @@ def _text(run: FakeRun, width: int = 80, max_rows: int | None = None, **states: 
 def test_the_screen_shows_states_times_values_best_and_budget(going: tuple[FakeRun, list[str]]) -> None:
     text = _text(going[0], r01_c03_t0="PENDING")
     lines = [line.rstrip() for line in text.splitlines()]
-    assert lines[0] == "a run: round 1 of 3, 2 of 4 done"
-    assert lines[1].split() == ["candidate", "state", "time/limit", "val_bpb", "title"]
-    assert lines[3].split() == ["r01-c00", "OK", "8:00", "1.002310", "first"]
-    assert lines[4].split() == ["r01-c01", "OOM", "1:00", "second"]
-    assert lines[5].split() == ["r01-c02", "training", "1:30/21:00", "third", "[red]"]
-    assert lines[6].split() == ["r01-c03", "queued", "1:40", "fourth"]
-    assert lines[7] == "best so far: 1.002310 (r01-c00, not yet judged), baseline 1.010748"
-    assert lines[8] == "used: 3 of 40 trials, 0.28 GPU hours, $0.57 of $10.00, 0.19 of 2 h wall time"
+    assert lines[0] == "a run: round 1 of 3, 2 of 4 trials done"
+    assert lines[1].split() == ["candidate", "state", "time/limit", "trials", "val_bpb", "title"]
+    assert lines[3].split() == ["r01-c00", "OK", "8:00", "1/1", "1.002310", "first"]
+    assert lines[4].split() == ["r01-c01", "OOM", "1:00", "1/1", "second"]
+    assert lines[5].split() == ["r01-c02", "training", "1:30/21:00", "0/1", "third", "[red]"]
+    assert lines[6].split() == ["r01-c03", "queued", "1:40", "0/1", "fourth"]
+    assert lines[7] == "best so far: 1.010748 (r00-c00, 1 trial)"
+    assert lines[8] == "not yet judged: 1.002310 (r01-c00, 1 trial)"
+    assert lines[9] == "used: 3 of 40 trials, 0.28 GPU hours, $0.57 of $10.00, 0.19 of 2 h wall time"
     assert max(map(len, lines)) <= 80
 
 
 def test_before_the_first_round_and_with_the_baseline_alone(run: FakeRun) -> None:
     assert _text(run).startswith("a run: the first round is being proposed\nbest so far: no val_bpb yet\n")
     run.propose(["baseline"])
-    assert _text(run).startswith("a run: baseline, 0 of 1 done\n")
+    assert _text(run).startswith("a run: baseline, 0 of 1 trial done\n")
+
+
+def test_a_look_shows_what_runs_again_and_what_the_numbers_stand_on(told: FakeRun) -> None:
+    """In the third round: the winner of the second is the incumbent, and is run again beside a look."""
+    [trial] = told.propose(["one more"])
+    told.done(trial, 0.9900)
+    told.event("trials.wanted", round=3, stage="look 1", trials={"r03-c00": 1, "r01-c00": 2})
+    for again in ("r03-c00-t1", "r01-c00-t3", "r01-c00-t4"):
+        told.event("submit.intent", round=3, job_name="ar-3-1", trials=[again])
+        told.event("submit.done", round=3, job_name="ar-3-1", jobs={again: "9"})
+    told.done("r01-c00-t3", 0.9948)
+    told.claim("r03-c00-t1", "train", ago_s=30)
+    lines = [line.rstrip() for line in _text(told).splitlines()]
+    assert lines[0] == "told: round 3 of 3, look 1, 2 of 4 trials done"
+    assert lines[3].split() == ["r03-c00", "training", "0:30/21:00", "1/2", "0.990000", "one", "more"]
+    assert lines[4].split() == ["r01-c00", "queued", "0:00", "1/2", "0.994800", "the", "incumbent,", "again"]
+    assert lines[5:8] == [
+        "best so far: 0.994800 (r01-c00, 4 trials, noise 0.000600), baseline 1.000000",
+        "not yet judged: 0.990000 (r03-c00, 1 trial)",
+        "kept r01-c00: +0.005200 ± 0.001300, expected +0.004900",
+    ]
+    assert lines[8].startswith("used: 14 of 40 trials")
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_baselines_replicates_are_counted(run: FakeRun) -> None:
+    run.propose(["baseline"])
+    run.event("trials.wanted", round=0, stage="array", trials={"r00-c00": 2})
+    run.done("r00-c00-t0", 1.0)
+    text = _text(run)
+    assert text.startswith("a run: baseline, 1 of 3 trials done\n")
+    assert "not yet judged: 1.000000 (r00-c00, 1 trial)" in text
 
 
 def test_a_round_that_is_taller_than_the_terminal_keeps_what_runs(run: FakeRun) -> None:

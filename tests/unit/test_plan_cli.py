@@ -48,7 +48,7 @@ def test_rounds_space_time_and_cost(repo: Path, capsys: pytest.CaptureFixture[st
     lines = _plan(capsys, "cluster=slurm", "cluster.price_per_gpu_hour=2", "cluster.partition=gpu")
     assert lines[0] == "mine: Two rounds of mine"
     assert lines[4:9] == [
-        "    0  1  baseline: DEPTH=4",
+        "    0  1  baseline, 3 trials: DEPTH=4",
         "    1  3  warm [bold]up",
         "          DEPTH=5, MATRIX_LR=0.05 (on baseline)",
         "          replicate",
@@ -60,10 +60,13 @@ def test_rounds_space_time_and_cost(repo: Path, capsys: pytest.CaptureFixture[st
     assert "bound: DEPTH > 1" in text
     assert "grid: 8 settings" in text
     assert "trial         5 min 00 s of training, at most 21 min 00 s in all, one GPU" in text
-    assert "trials        9 in 3 rounds, all of a round at once" in text
-    assert "GPU hours     0.75 of training, at most 3.15" in text
-    assert "cost          $1.50 of training, at most $6.30 at $2.00 per GPU hour" in text
-    assert "wall time     15 min 00 s of training, at most 1 h 03 min" in text
+    assert "trials        11 in 3 rounds, all of a round at once" in text
+    # look 1: 3 candidates once and 2 controls; look 2: 1 candidate 3 times, 1 control; a new incumbent: 2 controls
+    assert "looks         with controls, at most 11 further trials a round, 20 in all" in text
+    assert "GPU hours     0.92 of training, at most 10.85" in text  # (11 + 20) x 21 min
+    assert "cost          $1.83 of training, at most $21.70 at $2.00 per GPU hour" in text
+    assert "wall time     15 min 00 s of training, at most 2 h 27 min" in text  # 7 arrays of 21 min
+    assert "decision      significant, alpha=0.05, min_delta=0" in text
     assert "--partition=gpu --gpus-per-node=1 --time=" in text
     assert "budget        no limits" in text
     assert "warning: the grid has 8 settings, the plan has room for 5" in text
@@ -81,10 +84,50 @@ def test_warnings(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no GPU is asked for" in text
     assert "cluster.time_min=5 is shorter than a trial's limits, 21 min" in text
     assert "budget.usd has no effect without cluster.price_per_gpu_hour" in text
-    assert "budget.max_trials=4 ends the run before its 9 trials" in text
-    assert "budget.gpu_hours=0.5 may end the run early: at most 3.15 would be used" in text
+    assert "budget.max_trials=4 ends the run before its 11 trials" in text
+    assert "budget.gpu_hours=0.5 may end the run early: at most 10.85 would be used" in text
     assert "the grid has" not in text.partition("trial  ")[2]
-    assert "wall time     30 min 00 s of training" in text  # 1 + 2 + 3 waves
+    # 2 + 2 + 3 waves; with looks: the last array has 2 controls, then 5 and 4 trials in either round
+    assert "wall time     35 min 00 s of training, at most 6 h 18 min" in text
+
+
+def test_trials_that_are_taken_at_face_value_have_no_looks(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_plan(capsys, "decide=best", "cluster=slurm"))
+    assert "0  1  baseline: DEPTH=4" in text
+    assert "trials        9 in 3 rounds, all of a round at once" in text
+    assert "looks" not in text
+    assert "GPU hours     0.75 of training, at most 3.15" in text
+    assert "wall time     15 min 00 s of training, at most 1 h 03 min" in text
+    assert "decision      best, min_delta=0" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "looks"),
+    [
+        (["decide.looks=[]"], "at most 2 further trials a round, 2 in all"),
+        (["decide.replicates=1"], "at most 10 further trials a round, 20 in all"),
+        (["decide.incumbent_trials=3"], "at most 8 further trials a round, 14 in all"),
+        (
+            ["decide.simplify=true"],
+            "at most 15 further trials a round, 27 in all",
+        ),  # one candidate more in each look, if there is
+        (["plan.baseline=joined"], "at most 11 further trials a round, 20 in all"),
+    ],
+)
+def test_what_looks_may_ask_for(
+    overrides: list[str], looks: str, repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [line] = [line for line in _plan(capsys, *overrides, "cluster=slurm") if line.startswith("looks")]
+    assert line == f"looks         with controls, {looks}"
+
+
+def test_a_budget_that_has_room_for_the_plan_but_not_for_all_looks(
+    repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trials, words in ((11, "may end the run early: with all looks it has 31 trials"), (31, "")):
+        text = " ".join(_plan(capsys, "cluster=slurm", f"budget.max_trials={trials}", "agent=random"))
+        said = text.partition(f"warning: budget.max_trials={trials} ")[2]
+        assert said == words
 
 
 def test_nothing_to_warn_of(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,15 +138,21 @@ def test_nothing_to_warn_of(repo: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_joined_baseline_is_counted_in_round_0(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = _plan(capsys, "plan.baseline=joined", "cluster=slurm")
-    assert lines[4:6] == ["    0  4  baseline: DEPTH=4", "          warm [bold]up"]
-    assert any(line.startswith("trials        9 in 2 rounds") for line in lines)
+    assert lines[4:6] == ["    0  4  baseline, 3 trials: DEPTH=4", "          warm [bold]up"]
+    assert any(line.startswith("trials        11 in 2 rounds") for line in lines)
+
+
+def test_a_baseline_and_nothing_else(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _plan(capsys, "plan.max_rounds=0", "cluster=slurm")
+    assert any(line.startswith("trials        3 in 1 round,") for line in lines)
+    assert not [line for line in lines if line.startswith("looks")]
 
 
 def test_many_rounds_are_cut_in_the_middle(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = _plan(capsys, "plan.max_rounds=100", "cluster=slurm")
     shown = [line.split()[0] for line in lines if "proposed by grid" in line or line.strip() == "..."]
     assert shown == ["2", "3", "4", "5", "6", "7", "8", "...", "100"]
-    assert any(line.startswith("trials        499 in 101 rounds") for line in lines)
+    assert any(line.startswith("trials        501 in 101 rounds") for line in lines)
 
 
 def test_this_machine_has_no_sbatch_line(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:

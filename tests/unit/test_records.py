@@ -1,6 +1,7 @@
 """The values that travel: exact in JSON and back, and strict about everything else."""
 
 import json
+import math
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 from autoresearch_hpc.records import (
     Candidate,
     CommandSpec,
+    Comparison,
     Direction,
     Failure,
+    Gain,
     Gpu,
     Metric,
+    Noise,
     Outcome,
     Phases,
     Proposal,
@@ -60,6 +64,8 @@ SPEC = TrialSpec(
     train_s=1.0, startup_limit_s=2.0, grace_s=4.0, eval_limit_s=8.0, src_sha256={"train.py": "0" * 64},
     command=CommandSpec(command="python fit.py", env={"A": "b"}, metric_regex="(x)"),
 )  # fmt: skip
+GAIN = Gain(value=0.01, margin=0.0012, expected=0.0098, expected_margin=0.0018)
+FOUND = Comparison(call="promote", gain=GAIN, p=0.0031, k=4, num_trials=2, num_incumbent_trials=5)
 RECORDS = [
     PROPOSAL,
     Candidate(id="r00-c00", round=0, proposal=PROPOSAL, parent="0" * 40, commit="1" * 40, knobs={"N": 1}),
@@ -76,6 +82,14 @@ RECORDS = [
         candidate="r00-c00", round=0, proposal=PROPOSAL, knobs={"A": (1, "b")}, status=Status.LOST, value=None,
         verdict=Verdict.CRASH,
     ),
+    Outcome(
+        candidate="r01-c00", round=1, proposal=PROPOSAL, knobs={}, status=Status.OK, value=0.99, verdict=Verdict.KEEP,
+        finding=FOUND,
+    ),
+    FOUND,
+    Comparison(call="not compared", note="ran on H200, the round's others on H100"),
+    Gain(value=-0.5),
+    Noise(sd=0.0006, df=6.0, kind="H100", measured_df=2.0),
 ]  # fmt: skip
 
 
@@ -85,6 +99,34 @@ def test_json_and_back_is_exact(record: object) -> None:
     again = from_json(type(record), json.loads(text))
     assert again == record
     assert json.dumps(to_json(again)) == text
+
+
+@pytest.mark.parametrize(
+    ("found", "words", "odds"),
+    [
+        (
+            FOUND,
+            "promote: +0.010000 ± 0.001200, p=0.003 of K=4, expected +0.009800 (+0.008000 to +0.011600)",
+            "+0.010000 ± 0.001200, p=0.003 of K=4",
+        ),
+        (replace(FOUND, gain=Gain(value=-0.5), p=None), "promote: -0.500000, noise unknown, K=4", None),
+        (replace(FOUND, p=0.00031, gain=replace(GAIN, expected=None)), None, "+0.010000 ± 0.001200, p=0.0003 of K=4"),
+        (replace(FOUND, p=0.0), None, "+0.010000 ± 0.001200, p<0.0001 of K=4"),
+        (Comparison(call="no score"), "no score", ""),
+        (Comparison(call="not compared", note="ran elsewhere"), "ran elsewhere", ""),
+    ],
+)
+def test_a_comparison_in_words(found: Comparison, words: str | None, odds: str | None) -> None:
+    assert words is None or found.words == words
+    assert odds is None or found.odds == odds
+
+
+def test_the_noise_of_a_mean() -> None:
+    noise = Noise(sd=0.0006, df=6.0)
+    assert noise.standard_error(1) == 0.0006
+    assert noise.standard_error(4) == pytest.approx(0.0003)
+    assert noise.standard_error(0) is None
+    assert Noise(sd=math.inf, df=0.0).standard_error(4) is None
 
 
 def test_records_are_frozen() -> None:

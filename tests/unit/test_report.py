@@ -12,19 +12,20 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from fake_run import FakeRun, commit_of, cookbook
+from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, told_from_luck
 from rich.console import Console
 
 from autoresearch_hpc import report
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.layout import all_runs, find_run
-from autoresearch_hpc.records import Direction, Phases, Status
+from autoresearch_hpc.records import Comparison, Direction, Gain, Phases, Status
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.__main__ import main
 from autoresearch_hpc.report.plots import progress_figure, write_progress_png
 from autoresearch_hpc.report.settings import Settings, read_settings
-from autoresearch_hpc.report.summary import render, render_text, summarize
-from autoresearch_hpc.report.tables import write_results_tsv, write_trials_csv
+from autoresearch_hpc.report.summary import summarize
+from autoresearch_hpc.report.tables import write_candidates_csv, write_results_tsv, write_trials_csv
+from autoresearch_hpc.report.wording import render, render_text
 
 HOSTILE = 'runs of Zoë\'s "team" 試'
 
@@ -34,7 +35,52 @@ def run(tmp_path: Path) -> FakeRun:
     return cookbook(tmp_path / HOSTILE / "cook book")
 
 
+@pytest.fixture
+def told(tmp_path: Path) -> FakeRun:
+    return told_from_luck(tmp_path / HOSTILE / "told")
+
+
 # tables
+
+
+def test_candidates_csv_has_the_gain_with_its_noise(told: FakeRun) -> None:
+    write_candidates_csv(told.history(), told.layout.candidates_csv)
+    with told.layout.candidates_csv.open(newline="") as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["r00-c00", "r01-c00", "r01-c01", "r01-c02", "r01-c03", "r02-c00"]
+    assert list(rows["r01-c00"].items()) == [
+        ("candidate", "r01-c00"), ("round", "1"), ("commit", commit_of("r01-c00")[:7]), ("verdict", "keep"),
+        ("num_trials", "3"), ("value", "0.994800"), ("standard_error", "0.000346"),
+        ("gain", "0.005200"), ("gain_low", "0.003900"), ("gain_high", "0.006500"), ("p", "0.000420"), ("k", "3"),
+        ("expected", "0.004900"), ("expected_low", "0.003500"), ("expected_high", "0.006300"),
+        ("call", "promote"), ("title", "wider"),
+    ]  # fmt: skip
+    near, failed, baseline = rows["r01-c01"], rows["r01-c03"], rows["r00-c00"]
+    assert (near["verdict"], near["call"], near["expected_low"]) == ("discard", "near miss", "-0.000300")
+    assert (failed["verdict"], failed["num_trials"], failed["value"], failed["call"]) == ("crash", "0", "", "no score")
+    assert (failed["standard_error"], failed["gain"], failed["p"], failed["k"]) == ("", "", "", "")
+    assert (baseline["num_trials"], baseline["value"], baseline["standard_error"]) == ("4", "1.000000", "0.000300")
+    assert (baseline["gain"], baseline["call"]) == ("", "")
+
+
+def test_candidates_csv_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    run.propose(["a\ntitle, of two lines"])
+    run.done("r01-c00-t0", 0.9)
+    write_candidates_csv(run.history(), run.layout.candidates_csv)
+    with run.layout.candidates_csv.open(newline="") as file:
+        _, row = csv.DictReader(file)
+    assert (row["title"], row["value"], row["num_trials"]) == ("a title, of two lines", "0.900000", "1")
+    assert (row["verdict"], row["standard_error"], row["gain"], row["call"]) == ("", "", "", "")
+
+
+def test_every_trial_that_counts_has_its_candidates_verdict(told: FakeRun) -> None:
+    write_trials_csv(told.history(), told.layout.trials_csv)
+    with told.layout.trials_csv.open(newline="") as file:
+        verdicts = [(row["trial"], row["verdict"]) for row in csv.DictReader(file)]
+    assert verdicts[:5] == [(f"r00-c00-t{i}", "keep") for i in range(4)] + [("r01-c00-t0", "keep")]
+    assert len(verdicts) == 12
 
 
 def test_results_tsv_is_upstreams_format(run: FakeRun) -> None:
@@ -109,7 +155,55 @@ def test_summary_counts_and_sums(run: FakeRun) -> None:
     assert summary.useful == pytest.approx(3600 / 5820)
     assert summary.cost_usd == pytest.approx(5820 / 3600 * 2)
     assert (summary.baseline, summary.best, summary.best_candidate) == (1.010748, 0.998559, "r03-c02")
-    assert summary.improvement == pytest.approx(0.012189)
+    assert summary.over_baseline
+    assert summary.over_baseline.value == pytest.approx(0.012189)
+    assert (summary.baseline_trials, summary.best_trials, summary.noise, summary.kept) == (1, 1, None, ())
+
+
+def test_every_trial_is_counted_and_every_candidate_once(told: FakeRun) -> None:
+    summary = summarize(told.history(), read_settings(told.layout.config))
+    assert (summary.num_experiments, summary.num_failed, summary.num_trials) == (6, 1, 12)
+    assert [(row.num_candidates, row.num_ok, row.num_failed) for row in summary.rounds] == [
+        (1, 1, 0),
+        (4, 3, 1),
+        (1, 1, 0),
+    ]
+    assert [row.num_trials for row in summary.rounds] == [3, 7, 2], "the incumbent's controls are the round's"
+    assert summary.sequential_s == summary.trial_s == summary.gpu_s == 11 * 480 + 60
+    assert summary.train_s == 11 * 300
+    assert summary.cost_usd == pytest.approx((11 * 480 + 60) / 3600 * 2)
+    assert (summary.best, summary.best_trials, summary.noise) == (pytest.approx(0.9948), 3, NOISE)
+    assert (summary.baseline, summary.baseline_trials) == (1.0, 4)
+    assert summary.over_baseline == OVER_BASELINE
+    assert [(id_, gain.expected) for id_, gain in summary.kept] == [("r01-c00", 0.0049)]
+
+
+def test_a_candidate_is_ok_if_any_of_its_trials_is(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.propose(["baseline", "a", "b"])
+    for trial, value in zip(("r00-c00-t0", "r00-c01-t0", "r00-c02-t0"), (1.0, 0.9, None), strict=True):
+        run.done(trial, value)
+    run.again("look 1", r00_c01=[None], r00_c02=[0.95])
+    summary = summarize(run.history())
+    assert (summary.rounds[0].num_ok, summary.rounds[0].num_failed, summary.num_failed) == (3, 0, 0)
+    assert (summary.leading, summary.leading_trials) == (0.9, 1), "a failure is no value of its own"
+    assert summary.sequential_s == 3 * 480 + 2 * 60
+
+
+def test_the_rows_number_is_that_of_the_candidate_it_names(tmp_path: Path) -> None:
+    """A winner need not have the best number: less code, or the price of memory."""
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    run.round([("simpler", 1.0001, "keep"), ("larger", 0.9, "discard")])
+    row = summarize(run.history()).rounds[1]
+    assert (row.best, row.best_candidate, row.title) == (1.0001, "r01-c00", "simpler")
+
+
+def test_a_joined_rounds_winner_is_not_the_baseline(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep"), ("a", 0.9, "keep")])
+    row = summarize(run.history()).rounds[0]
+    assert (row.winner, row.best, row.title) == ("r00-c01", 0.9, "a")
 
 
 def test_interruptions_are_not_wall_time_and_dropped_trials_are_not_sequential_time(tmp_path: Path) -> None:
@@ -157,7 +251,8 @@ def test_the_table_fits_the_terminal(run: FakeRun, width: int) -> None:
 def test_the_plain_summary_names_times_and_places(run: FakeRun) -> None:
     text = render_text(summarize(run.history(), read_settings(run.layout.config)), {"results": "r/results.tsv"})
     assert "best val_bpb  0.998559  r03-c02" in text
-    assert "better by 0.012189 (1.21%)" in text
+    assert "better by 0.012189 (1.21%), noise unknown\n" in text
+    assert "kept" not in text
     assert "13 experiments, 1 failed (1 CRASHED); 13 trials" in text
     assert "wall time: 40 min 00 s" in text
     assert "GPU time: 1.62 h, 62% of it training, $3.23" in text
@@ -166,10 +261,57 @@ def test_the_plain_summary_names_times_and_places(run: FakeRun) -> None:
     assert "\x1b" not in text
 
 
+def test_the_summary_says_what_is_behind_its_numbers(told: FakeRun) -> None:
+    text = render_text(summarize(told.history(), read_settings(told.layout.config)))
+    lines = text.splitlines()
+    assert lines[-8:] == [
+        f"best val_bpb   0.994800  r01-c00, 3 trials, noise 0.000600, commit {commit_of('r01-c00')[:7]}",
+        "baseline       1.000000  4 trials; better by 0.005200 ± 0.001250 (0.52%)",
+        "expected gain  0.004700  (0.003200 to 0.006200), less the luck of being picked",
+        "kept r01-c00   +0.005200 ± 0.001300, expected +0.004900",
+        "6 experiments, 1 failed (1 CRASHED); 12 trials",
+        "wall time: 30 min 00 s",
+        "GPU time: 1.48 h, 62% of it training, $2.97",
+        "the same trials one after another: 1 h 29 min; speed-up 3.0x",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_near_miss_is_no_plain_discard(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    run.done(run.propose(["a"])[0], 0.99)
+    found = Comparison(call="near miss", gain=Gain(value=0.01, margin=0.02))
+    run.judge({"r01-c00": "discard"}, {}, {"r01-c00": found}, pool=["r01-c00"])
+    assert [row.verdict for row in summarize(run.history()).rounds] == ["keep", "near miss"]
+
+
+def test_winners_beyond_the_newest_are_only_counted(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    for index in range(1, 13):
+        run.done(run.propose(["better"])[0], 1.0 - index / 10)
+        id_ = f"r{index:02d}-c00"
+        found = Comparison(call="promote", gain=Gain(value=0.1, margin=0.01))
+        run.judge({id_: "keep"}, {id_: 1.0 - index / 10}, {id_: found}, NOISE)
+    kept = [line for line in render_text(summarize(run.history())).splitlines() if line.startswith("kept")]
+    assert len(kept) == 9
+    assert kept[0].split()[1:] == ["4", "candidates", "before", "these"]
+    assert [line.split()[1] for line in kept[1:]] == [f"r{i:02d}-c00" for i in range(5, 13)]
+    assert kept[-1].endswith("+0.100000 ± 0.010000")
+
+
+def test_a_best_that_never_ran_as_the_baseline_did_is_not_compared_with_it(told: FakeRun) -> None:
+    text = told.layout.journal.read_text().replace('"over_baseline": {', '"left_out": {')
+    told.layout.journal.write_text(text)
+    [line] = [x for x in render_text(summarize(told.history())).splitlines() if x.startswith("baseline")]
+    assert line.endswith("4 trials; never run on the same kind of GPU and data as the best")
+
+
 def test_a_run_that_has_only_begun_has_a_summary(tmp_path: Path) -> None:
     run = FakeRun(tmp_path / "r")
     summary = summarize(run.history())
-    assert (summary.best, summary.speed_up, summary.useful, summary.improvement) == (None, None, None, None)
+    assert (summary.best, summary.speed_up, summary.useful, summary.over_baseline) == (None, None, None, None)
     assert "none yet" in render_text(summary)
 
 
@@ -226,6 +368,27 @@ def test_the_picture_shows_kept_discarded_failed_and_far_off_values(run: FakeRun
     line = next(line for line in axes.lines if line.get_label() == "running best")
     assert list(line.get_xdata()) == [1, 8, 12, 13]
     assert list(line.get_ydata()) == [1.010748, 1.008112, 0.998559, 0.998559]
+
+
+def test_a_candidate_is_one_point_with_the_standard_error_of_its_mean(told: FakeRun) -> None:
+    axes = progress_figure(told.history()).axes[0]
+    marks = {c.get_label(): c for c in axes.collections}
+    kept, discarded = marks["kept"].get_offsets(), marks["discarded"].get_offsets()
+    assert np.allclose(kept, [(1, 1.0), (2, 0.9948)])
+    assert np.allclose(discarded, [(3, 0.9985), (6, 0.9990)])
+    bars = [s for c in axes.collections if hasattr(c, "get_segments") for s in c.get_segments()]
+    assert np.allclose(
+        sorted((s[0][0], s[1][1] - s[0][1]) for s in bars),
+        [(1, 0.0006), (2, 2 * 0.0006 / 3**0.5), (3, 2 * 0.0006 / 2**0.5), (6, 2 * 0.0006)],
+    )
+    assert axes.get_title(loc="left") == "told: 6 experiments of 12 trials, 2 kept, 1 failed"
+    low, high = axes.get_ylim()
+    assert low < min(s[0][1] for s in bars)
+    assert max(s[1][1] for s in bars) < high
+
+
+def test_without_known_noise_there_are_no_bars(run: FakeRun) -> None:
+    assert not [c for c in progress_figure(run.history()).axes[0].collections if hasattr(c, "get_segments")]
 
 
 @pytest.mark.parametrize("direction", list(Direction))
@@ -330,6 +493,24 @@ def test_report_html_is_one_file_and_everything_in_it_is_escaped(run: FakeRun) -
     assert "0.990000" in page.text
 
 
+def test_report_html_tells_gains_with_their_noise(told: FakeRun) -> None:
+    report.write_all(told.history(), told.layout)
+    page = _Page(told.layout.report_html.read_text())
+    for words in (
+        "r01-c00, 3 trials, noise 0.000600",  # the incumbent
+        "baseline 1.000000, 4 trials",
+        "± 0.001500; observed +0.005200 ± 0.001250",
+        "0.994800 (0.000346)",  # a mean with its standard error
+        "+0.005200 ± 0.001300+0.004900",  # a winner's gain and what is expected of it
+        "discard, near miss",
+        "p=0.071 of K=3",
+        "trials: 0.994500, 0.995100, 0.994800",
+    ):
+        assert words in page.text
+    assert "crash, no score" not in page.text
+    assert [f"r00-c00-t{i}" in page.text for i in range(5)] == [True] * 4 + [False], "a bar for every trial"
+
+
 def test_a_huge_diff_is_cut(run: FakeRun) -> None:
     run.layout.diff("r00-c00").write_text("+x\n" * 1_000_000)
     report.write_all(run.history(), run.layout)
@@ -356,7 +537,9 @@ def test_report_makes_everything_again(run: FakeRun, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert "0.998559" in out
     assert "the plan is complete" in out
-    for path in (run.layout.results_tsv, run.layout.trials_csv, run.layout.progress_png, run.layout.report_html):
+    layout = run.layout
+    tables = (layout.results_tsv, layout.candidates_csv, layout.trials_csv)
+    for path in (*tables, layout.progress_png, layout.report_html):
         assert path.stat().st_size > 100
     before = run.layout.journal.read_bytes()
     assert main([str(run.layout.root), "--runs-dir", "nowhere"]) == 0

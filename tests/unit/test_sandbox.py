@@ -45,7 +45,7 @@ def test_only_what_is_named_can_be_reached(tmp_path: Path) -> None:
     for folder in (own, other):
         folder.mkdir()
         (folder / "file").write_text("x")
-    barrier = Barrier(readable=[*sandbox.software([other]), other / "file"], writable=[own])
+    barrier = Barrier(readable=[*sandbox.software([other]), other / "file"], writable=[own], mode="require")
     words = [f"list:{path}" for path in (own, other)]
     words += [f"read:{own}/file", f"write:{own}/new", f"read:{other}/file", f"write:{other}/file", f"write:{other}/new"]
     words += [f"signal:{os.getpid()}", f"read:/proc/{os.getpid()}/environ", f"read:/proc/{os.getpid()}/maps"]
@@ -54,10 +54,14 @@ def test_only_what_is_named_can_be_reached(tmp_path: Path) -> None:
     assert shut_in(barrier, *words) == expected
 
 
-def test_without_landlock_the_rest_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(sandbox.MODE_VARIABLE, "off")
-    assert not sandbox.usable()
-    barrier = Barrier(readable=[], writable=[], max_file_bytes=1000)
+def test_where_landlock_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for abi in (0, 1):
+        monkeypatch.setattr(sandbox, "landlock_abi", lambda abi=abi: abi)
+        assert [sandbox.usable(mode) for mode in ("auto", "require", "off")] == [bool(abi), bool(abi), False]
+
+
+def test_without_landlock_the_rest_holds() -> None:
+    barrier = Barrier(readable=[], writable=[], mode="off", max_file_bytes=1000)
     assert barrier.fds == ()
     code = (
         "import os, resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[0], oct(os.umask(0)),"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoresearch_hpc.config import KnobsBy, MetricConfig, TaskConfig, TaskKind
+from autoresearch_hpc.config import KnobsBy, MetricConfig, Sandbox, TaskConfig, TaskKind
 from autoresearch_hpc.files import read_json, sha256_text
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import Candidate, Direction, KnobValue, Proposal, TrialSpec, from_json
@@ -34,7 +34,7 @@ def command(line: str, **task: Any) -> dict[str, Any]:
 
 
 def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
-    made = writer(tmp_path, train_s=7.0)
+    made = writer(tmp_path, train_s=7.0, pass_env=["MY_*"], sandbox=Sandbox.require)
     spec = made.write(CANDIDATE, "r01-c00-t1")
     assert from_json(TrialSpec, read_json(made.layout.trial("r01-c00-t1").spec)) == spec
     assert (spec.run, spec.round, spec.candidate, spec.trial) == ("tag", 1, "r01-c00", "r01-c00-t1")
@@ -48,6 +48,7 @@ def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     assert Path(spec.src) == made.layout.src("r01-c00")
     assert spec.submitted_at
     assert spec.inbox == str(made.layout.inbox)
+    assert (spec.pass_env, spec.sandbox) == (("MY_*",), "require")
 
 
 def test_seeds_differ_and_are_stable() -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from fake_run import FakeRun, cookbook
+from fake_run import FakeRun, cookbook, told_from_luck
 
 from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.history import Trial
@@ -120,6 +120,30 @@ def test_states_in_the_words_of_people(run: FakeRun) -> None:
     assert [s.running for s in seen] == [True, True, False, False, False, False]
 
 
+def test_of_several_trials_the_one_that_runs_is_shown_with_the_mean_so_far(run: FakeRun) -> None:
+    trials = run.propose(["a", "b"])
+    run.done(trials[0], 1.0, total_s=100.0)
+    run.done(trials[1], None, Status.OOM)
+    run.event("trials.wanted", round=0, stage="look 1", trials={"r00-c00": 2})
+    for trial in ("r00-c00-t1", "r00-c00-t2"):
+        run.event("submit.intent", round=0, job_name="ar-0-1", trials=[trial])
+        run.event("submit.done", round=0, job_name="ar-0-1", jobs={trial: "7"})
+
+    def state(candidate: str) -> tuple[str, float | None, bool, float | None]:
+        seen = state_of(run.history().entry(candidate), Watch(run.layout), {}, run.now)
+        return seen.word, seen.elapsed_s, seen.running, seen.value
+
+    assert state("r00-c00") == ("queued", 0.0, False, 1.0)
+    run.claim("r00-c00-t1", "train", ago_s=30)  # t2 still waits
+    assert state("r00-c00") == ("training", 30.0, True, 1.0)
+    write_json_atomic(run.layout.trial("r00-c00-t1").result, to_json(run.result("r00-c00-t1", 2.0)))
+    assert state("r00-c00") == ("queued", 0.0, False, 1.5), "a result that was not collected counts as well"
+    run.done("r00-c00-t1", 2.0)
+    run.done("r00-c00-t2", None, Status.TIMEOUT)
+    assert state("r00-c00") == ("OK", 480.0, False, 1.5), "it has values"
+    assert state("r00-c01") == ("OOM", 60.0, False, None)
+
+
 def test_before_submission_a_candidate_is_proposed_or_committed(run: FakeRun) -> None:
     run.propose(["a"], submit=False)
     [entry] = run.history().entries()
@@ -147,13 +171,14 @@ def test_a_running_run(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None
         out = _status(capsys, "a run", "--runs-dir", run.layout.root.parent)
     lines = out.splitlines()
     assert lines[0].startswith("a run: running, controller pid ")
-    assert lines[2] == "round 1 of 3, 1 of 3 done"
+    assert lines[2] == "round 1 of 3, 1 of 3 trials done"
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("r01-")}
-    assert rows["r01-c00"] == ["OK", "8:00", "1.000000", "a"]
+    assert rows["r01-c00"] == ["OK", "8:00", "1/1", "1.000000", "a"]
     assert rows["r01-c01"][0] == "training"
     assert rows["r01-c01"][1].endswith("/21:00")
     assert rows["r01-c02"][0] == "queued"
-    assert "best so far: 1.000000 (r01-c00, not yet judged), baseline 1.010748" in out
+    assert "best so far: 1.010748 (r00-c00, 1 trial)" in lines
+    assert "not yet judged: 1.000000 (r01-c00, 1 trial)" in lines
     assert "2 of 40 trials" in out
     assert max(map(len, lines)) <= 80
     assert "resume" not in out
@@ -186,6 +211,13 @@ def test_an_ended_run_shows_its_summary(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.startswith("x: ended: the plan is complete\n")
     assert "speed-up 2.4x" in out
     assert "0.998559" in out
+
+
+def test_an_ended_run_tells_gains_from_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told_from_luck(tmp_path / "runs" / "x")
+    lines = _status(capsys, "--runs-dir", tmp_path / "runs").splitlines()
+    assert "kept r01-c00   +0.005200 ± 0.001300, expected +0.004900" in lines
+    assert any("r01-c00, 3 trials, noise 0.000600" in line for line in lines)
 
 
 def test_a_run_without_rounds(run: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,4 +287,4 @@ def test_it_is_quick_and_imports_nothing_slow(tmp_path: Path) -> None:
     )
     assert time.monotonic() - started < 2
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
-    assert "round 30 of 3, 0 of 16 done" in done.stdout
+    assert "round 30 of 3, 0 of 16 trials done" in done.stdout

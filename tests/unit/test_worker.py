@@ -1,5 +1,6 @@
 """The worker as a real process: it writes a result whatever happens, and nothing of a trial outlives it."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -58,6 +59,7 @@ def test_ok(make: Make) -> None:
         "h100",
     )
     assert result.gpu.visible == "0"
+    assert result.torch == importlib.metadata.version("torch")
     assert result.slurm is None
     assert result.phases.train_s is not None
     assert 0.3 <= result.phases.train_s < 3

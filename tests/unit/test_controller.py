@@ -1,0 +1,114 @@
+"""What the controller journals of a judgement and tells agents; whole rounds are in tests/e2e and tests/slurm."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_run import FakeRun, told_from_luck
+
+from autoresearch_hpc.budget import Budget
+from autoresearch_hpc.config import BudgetConfig, Config, DecideConfig, PlanConfig
+from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.history import History
+from autoresearch_hpc.journal import Journal, read
+from autoresearch_hpc.ledger import Ledger
+from autoresearch_hpc.records import Outcome, Proposal, SearchState
+
+
+class Listener:
+    """An agent that proposes nothing and keeps what it is asked and told."""
+
+    def __init__(self) -> None:
+        self.asked: list[SearchState] = []
+        self.told: list[Outcome] = []
+
+    def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
+        self.asked.append(state)
+        return []
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        self.told += outcomes
+
+
+class Seat:
+    """A controller over a run's journal; what makes commits and trains is not there."""
+
+    def __init__(self, run: FakeRun, journal: Journal, decide: DecideConfig) -> None:
+        self.run, self.agent, self.ledger = run, Listener(), Ledger(journal)
+        absent: Any = SimpleNamespace()
+        self.controller = Controller(
+            Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide),
+            layout=run.layout,
+            ledger=self.ledger,
+            repo=SimpleNamespace(read=lambda commit, path: f"# {commit}"),  # type: ignore[arg-type]
+            agent=self.agent,
+            maker=SimpleNamespace(script_knobs=lambda commit: {}),  # type: ignore[arg-type]
+            fanout=absent,
+            budget=Budget(config=BudgetConfig(), price_per_gpu_hour=0.0, job_limit_s=1.0),
+            stop=absent,
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    return told_from_luck(tmp_path / "told")
+
+
+@pytest.fixture
+def seat(run: FakeRun) -> Iterator[Seat]:
+    [trial] = run.propose(["a"])
+    run.done(trial, 0.9940)
+    run.again("look 1", r03_c00=[0.9942])
+    run.again("look 2", r03_c00=[0.9941] * 3)
+    with Journal(run.layout.journal) as journal:
+        yield Seat(run, journal, DecideConfig(noise_sd=0.0008, noise_df=50.0))
+
+
+def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> None:
+    seat.controller._propose(4)
+    [state] = seat.agent.asked
+    assert state.incumbent == "r01-c00"
+    assert state.incumbent_value == pytest.approx(0.9948)
+    assert state.noise
+    assert state.noise.sd == 0.0006
+    assert state.pool == ("r01-c01",)
+    near = next(outcome for outcome in state.outcomes if outcome.candidate == state.pool[0])
+    assert near.finding
+    assert near.finding.words.startswith("near miss: +0.001500 ± 0.001300, p=0.071 of K=3, expected +0.000900 (")
+
+
+def test_a_judgement_is_journaled_in_numbers_and_replays_to_the_same_state(seat: Seat) -> None:
+    round_ = seat.ledger.history.rounds[-1]
+    seat.controller._judge(round_)
+    again = History.replay(read(seat.run.layout.journal))
+    assert asdict(again) == asdict(seat.ledger.history)
+    found = again.entry("r03-c00").finding
+    assert found
+    assert found.gain
+    assert found.gain.value == pytest.approx(0.9948 - 0.9941)
+    assert (found.k, found.num_trials, found.num_incumbent_trials) == (1, 5, 3)
+    assert again.noise
+    assert again.noise.measured_df > 0
+    assert again.over_baseline
+    assert seat.agent.told[-1].finding == found
+    assert again.incumbent
+    assert again.incumbent.candidate == "r01-c00"
+    assert set(again.pool) == {"r01-c01", "r03-c00"}, "about 1.3 standard errors ahead, and not proven"
+
+
+def test_a_judgement_of_unknown_noise_is_journaled_too(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    run.done(run.propose(["a"])[0], 0.5)
+    with Journal(run.layout.journal) as journal:
+        seat = Seat(run, journal, DecideConfig(rule="best"))
+        seat.controller._judge(seat.ledger.history.rounds[-1])
+    history = run.history()
+    assert history.noise is None
+    assert history.over_baseline
+    assert (history.over_baseline.value, history.over_baseline.margin) == (0.5, None)
+    assert history.entry("r01-c00").finding
+    assert history.entry("r01-c00").finding.words == "promote: +0.500000, noise unknown, K=1"  # type: ignore[union-attr]
