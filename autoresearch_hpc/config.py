@@ -53,7 +53,7 @@ class Device(Enum):
 class Sandbox(Enum):
     auto = "auto"
     require = "require"
-    off = "off"
+    none = "none"
 
 
 class Dirty(Enum):
@@ -299,6 +299,7 @@ class TaskConfig:
     device: Device = Device.cuda  # cuda: a trial without its GPU fails; auto: the CPU will do
     train_s: float = 300.0  # training time by the clock (gpt), or the time limit of a command
     startup_limit_s: float = 600.0  # start-up and compilation, free of charge up to here
+    overrun_s: float = 3.0  # gpt: the last step may end so much after the clock, or 1 % of train_s; else it is INVALID
     grace_s: float = 60.0  # from the clock's end to a saved checkpoint
     eval_limit_s: float = 300.0  # the evaluation's time limit
     eval_tokens: int = 20971520  # validation tokens that count
@@ -307,12 +308,14 @@ class TaskConfig:
     knobs_by: KnobsBy = KnobsBy.rewrite  # command: rewrite constants of `script`, env variables, or the template
     env: dict[str, str] = field(default_factory=dict)  # extra environment of the trial
     pass_env: list[str] = field(default_factory=list)  # your variables that pass into job and trial: NAME or PREFIX*
-    sandbox: Sandbox = Sandbox.auto  # gpt: Landlock where there is one; only where; never ("off" in YAML)
+    sandbox: Sandbox = Sandbox.auto  # gpt: Landlock where there is one; only where; never
     metric: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
         for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
             _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
+        late = f"task.overrun_s={self.overrun_s} with task.grace_s={self.grace_s:g}"
+        _require(0 <= self.overrun_s <= self.grace_s, late, "the last step is part of the grace: give 0 to grace_s")
         _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
         for name in self.pass_env:
             _require(

@@ -195,8 +195,9 @@ class CommandSpec:
 class TrialSpec:
     """All that the worker on the compute node needs; `trial.json` in the trial's directory.
 
-    Limits in seconds: `startup_limit_s` until the clock starts, `train_s` of training, `grace_s` from the end of the
-    clock to a saved checkpoint, `eval_limit_s` for the evaluation. For task=command only `train_s` + `grace_s` count.
+    Limits in seconds: `startup_limit_s` until the clock starts, `train_s` of training, `overrun_s` for the end of its
+    last step, `grace_s` from the end of the clock to a saved checkpoint, `eval_limit_s` for the evaluation. For
+    task=command only `train_s` + `grace_s` count.
     """
 
     run: str
@@ -215,6 +216,7 @@ class TrialSpec:
     startup_limit_s: float
     grace_s: float
     eval_limit_s: float
+    overrun_s: float = 3.0
     eval_tokens: int = 0
     eval_batch_rows: int = 0
     script: str = "train.py"
@@ -227,7 +229,7 @@ class TrialSpec:
     inbox: str | None = None  # directory in which the worker announces its result, by an empty file named as the trial
     command: CommandSpec | None = None
     pass_env: tuple[str, ...] = ()  # variables that reach the trial beyond those that every trial gets
-    sandbox: str = "auto"  # "auto" | "require" | "off"
+    sandbox: str = "auto"  # "auto" | "require" | "none"
     schema: int = SCHEMA
 
 

@@ -47,6 +47,7 @@ class SpecWriter:
             device=self.task.device.value,
             train_s=self.task.train_s,
             startup_limit_s=self.task.startup_limit_s,
+            overrun_s=self.task.overrun_s,
             grace_s=self.task.grace_s,
             eval_limit_s=self.task.eval_limit_s,
             eval_tokens=self.task.eval_tokens,

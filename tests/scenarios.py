@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 from toy import Command, Toy
 
@@ -18,6 +19,7 @@ EVENTS = (
     "run.resumed",
     "round.proposed",
     "round.committed",
+    "trials.wanted",
     "submit.intent",
     "submit.done",
     "trial.done",
@@ -36,6 +38,25 @@ def killed_around_every_event(toy: Toy, tag: str) -> None:
             killed_at(toy, tag, moment, event).finish(-signal.SIGKILL, timeout_s=60)
     toy.search(tag).finish()
     complete(toy, tag)
+
+
+def killed_between_looks(toy: Toy, tag: str) -> None:
+    """SIGKILL around what a round of `decide=significant` asks for: replicates in its array, then fresh seeds."""
+    for event in ("trials.wanted", "submit.intent", "trials.wanted", "submit.intent", "submit.done"):
+        killed_at(toy, tag, "after", event).finish(-signal.SIGKILL, timeout_s=60)
+    toy.search(tag).finish()
+    complete(toy, tag)
+    journal = toy.journal(tag)
+    wanted = [line for line in journal if line["event"] == "trials.wanted"]
+    assert [line["stage"] for line in wanted][:2] == ["array", "look 1"]
+    assert len({line["stage"] for line in wanted}) == len(wanted), "nothing is asked for twice"
+    assert wanted[0]["trials"] == {"r00-c00": 2}, "the baseline, three times with its own"
+    (judged,) = [line for line in journal if line["event"] == "round.judged"]
+    assert judged["noise"]["measured_df"] >= 2
+    assert judged["findings"]["r00-c01"]["gain"]["margin"] > 0
+    seeds = [result["seed"] for result in toy.results(tag)]
+    assert len(set(seeds)) == len(seeds), "every trial has a seed of its own"
+    assert (toy.run_dir(tag) / "candidates.csv").read_text().count("\n") == 1 + 4
 
 
 def killed_at(toy: Toy, tag: str, moment: str, event: str) -> Command:
@@ -129,29 +150,34 @@ def two_at_once(toy: Toy) -> None:
 
 
 def complete(toy: Toy, tag: str, *, interruptions: int = 0, runs: int = 1) -> None:
-    """The run came to its end, every candidate was trained once, and the journal tells one story.
+    """The run came to its end, every trial that was wanted was run once, and the journal tells one story.
 
-    A candidate whose training was cancelled by an interruption is trained again; only then.
+    A trial that was cancelled by an interruption is run again; only then.
     """
     journal = toy.journal(tag)
-    candidates = [c for line in journal if line["event"] == "round.proposed" for c in line["proposals"]]
-    assert candidates
+    wanted = Counter(c for line in journal if line["event"] == "round.proposed" for c in line["proposals"])
+    for line in journal:
+        wanted.update(line["trials"] if line["event"] == "trials.wanted" else {})
+    assert wanted
     trained = toy.trained()
-    assert set(trained) == set(candidates)
+    assert set(trained) == set(wanted)
     dropped = Counter(line["trial"].rpartition("-")[0] for line in journal if line["event"] == "trial.dropped")
     assert max(dropped.values(), default=0) <= interruptions
-    for candidate in candidates:
-        assert runs <= trained[candidate] <= runs + dropped[candidate], (trained, dropped)
+    for candidate, times in wanted.items():
+        assert runs * times <= trained[candidate] <= runs * times + dropped[candidate], (trained, wanted, dropped)
     results = {line["trial"]: line["result"] for line in journal if line["event"] == "trial.done"}
     assert len(results) == _events(toy, tag)["trial.done"], "no result is told twice"
     good = [r for r in results.values() if r["status"] == "OK"]
-    assert sorted(r["candidate"] for r in good) == sorted(candidates)
+    assert Counter(r["candidate"] for r in good) == wanted
     for event in ("round.proposed", "round.committed", "round.judged", "round.closed"):
         told = [line["round"] for line in journal if line["event"] == event]
         assert told == sorted(set(told)), event
     assert (journal[-1]["event"], journal[-1]["reason"]) == ("run.stopped", "the plan is complete")
     incumbent = [line for line in journal if line["event"] == "round.judged"][-1]["incumbent"]
-    assert incumbent["value"] == min(r["metric"]["value"] for r in good)
+    values = {c: [r["metric"]["value"] for r in good if r["candidate"] == c] for c in wanted}
+    assert incumbent["value"] == mean(values[incumbent["candidate"]])
+    if max(wanted.values()) == 1:  # decide=best
+        assert incumbent["value"] == min(*values.values())[0]
     assert toy.git("rev-parse", f"autoresearch/{tag}").strip() == incumbent["commit"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 FAST = ("cluster.queue_poll_s=1", "cluster.poll_s=0.2", "cluster.result_grace_s=2")
 
 SCRIPT = """\
-import os, time
+import os, random, time
 LR = 0.1  # the learning rate
 SLEEP = {sleep_s}
 x = 5.0
@@ -24,7 +24,8 @@ with open(os.environ["TRAINED"], "a") as file:  # every training leaves its mark
 time.sleep(SLEEP)
 for _ in range(4):
     x -= LR * 2 * x
-print("loss:", 1 + x * x)
+luck = random.Random(int(os.environ["AUTORESEARCH_SEED"])).gauss(0, {noise})
+print("loss:", 1 + x * x + luck)
 """
 
 PLAN = """\
@@ -32,6 +33,7 @@ PLAN = """\
 defaults:
   - override /task: command
   - override /agent: random
+  - override /decide: {decide}
 plan: {{name: toy, k: {k}, rounds: [{{k: {first_k}}}, {{}}], max_rounds: {rounds}, baseline: {baseline}}}
 space:
   knobs:
@@ -48,7 +50,11 @@ task:
 
 
 class Toy:
-    """`root` is the repository. Its plan is +round=toy: a random search over LR, minimizing a loss."""
+    """`root` is the repository. Its plan is +round=toy: a random search over LR, minimizing a loss.
+
+    Each candidate is trained once and the best number kept, unless `decide` says otherwise. `noise` is the standard
+    deviation of what a trial's seed adds to its loss.
+    """
 
     def __init__(
         self,
@@ -60,6 +66,8 @@ class Toy:
         sleep_s: float = 0.0,
         baseline: str = "alone",
         first_k: int | None = None,
+        decide: str = "best",
+        noise: float = 0.0,
         overrides: Sequence[str] = (),
         fast: bool = True,
     ) -> None:
@@ -67,9 +75,10 @@ class Toy:
         self.root, self.overrides = root, [f"cluster={cluster}", passed, *(FAST if fast else ()), *overrides]
         self.trained_log = root.parent / f"trained-{root.name}.txt"
         self._started: list[Command] = []
-        plan = PLAN.format(k=k, first_k=first_k or k, rounds=rounds, baseline=baseline, python=sys.executable)
+        named = {"k": k, "first_k": first_k or k, "rounds": rounds, "baseline": baseline, "decide": decide}
+        plan = PLAN.format(**named, python=sys.executable)
         self.write("conf/round/toy.yaml", plan)
-        self.write("fit.py", SCRIPT.format(sleep_s=sleep_s))
+        self.write("fit.py", SCRIPT.format(sleep_s=sleep_s, noise=noise))
         self.git("init", "--quiet")
         self.commit()
 

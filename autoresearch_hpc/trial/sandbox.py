@@ -9,7 +9,7 @@ holds for whatever the child starts. It consists of
 - no_new_privs: no setuid program helps the child out.
 - limits on the size of a file and on core dumps, and a umask.
 
-Where the kernel has no Landlock the rest remains; the worker says so once. With task.sandbox=off Landlock is left out,
+Where the kernel has no Landlock the rest remains; the worker says so once. With task.sandbox=none Landlock is left out,
 with task.sandbox=require the worker runs no trial without it.
 """
 
@@ -62,7 +62,7 @@ def landlock_abi() -> int:
 
 def usable(mode: str) -> bool:
     """Whether barriers of this `task.sandbox` hold with Landlock here."""
-    return mode != "off" and landlock_abi() > 0
+    return mode != "none" and landlock_abi() > 0
 
 
 class Barrier:

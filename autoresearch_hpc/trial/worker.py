@@ -76,7 +76,7 @@ def run(spec_path: Path) -> None:
         return
     paths.result.unlink(missing_ok=True)  # an earlier attempt that was merely cancelled
     if spec.kind == "gpt" and not sandbox.usable(spec.sandbox):
-        why = "task.sandbox=off" if spec.sandbox == "off" else "no Landlock here"
+        why = "task.sandbox=none" if spec.sandbox == "none" else "no Landlock here"
         _log.warning("%s: the candidate can read and write whatever this user can (docs/integrity.md)", why)
     result = _outcome(spec, paths, attempt, stop)
     if not _insist(lambda: _publish(paths, result)):

@@ -55,7 +55,7 @@ def test_a_trial_in_bubblewrap_without_landlock(bwrap: str, tmp_path: Path, data
         kind="gpt", data_dir=str(data), train_s=TRAIN_S, startup_limit_s=60.0, eval_tokens=10**6, eval_batch_rows=32,
         metric=Metric(name="val_bpb", value=None, direction=Direction.min), num_threads=1,
     )  # fmt: skip
-    trial.spec = replace(trial.spec, eval_limit_s=60.0, sandbox="off")
+    trial.spec = replace(trial.spec, eval_limit_s=60.0, sandbox="none")
     write_json_atomic(trial.paths.spec, to_json(trial.spec))
     run, where = str(tmp_path / "trial"), str(data)
     words = [
@@ -66,7 +66,7 @@ def test_a_trial_in_bubblewrap_without_landlock(bwrap: str, tmp_path: Path, data
     ]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "task.sandbox=off: the candidate can read and write" in done.stderr
+    assert "task.sandbox=none: the candidate can read and write" in done.stderr
     result, log = trial.result(), trial.paths.log.read_text()
     assert result.status is Status.OK, log
     assert "WROTE " + str(other) not in log

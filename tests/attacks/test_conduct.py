@@ -365,7 +365,7 @@ SPOIL = {
 @pytest.mark.parametrize("name", SPOIL)
 def test_what_is_changed_where_nothing_is_shut_in(name: str, real: Run, data: Path) -> None:
     attack, error = SPOIL[name]
-    outcome = real(script(saved=attack.replace("DATA", str(data))), sandbox="off")
+    outcome = real(script(saved=attack.replace("DATA", str(data))), sandbox="none")
     assert outcome.result
     assert outcome.result.status is Status.INVALID
     assert outcome.error.startswith(error)

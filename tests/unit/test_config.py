@@ -175,8 +175,7 @@ def test_what_loading_refuses(overrides: list[str], words: str) -> None:
 def test_the_trials_barrier_is_configured() -> None:
     loaded = load(compose(["+round=cookbook", "task.sandbox=require", "task.pass_env=[SITE_*,_X1]"]))
     assert (loaded.task.sandbox, loaded.task.pass_env) == (Sandbox.require, ["SITE_*", "_X1"])
-    off = load(compose(["+round=cookbook", "task.sandbox=off"]))  # a word that is a boolean in some YAML
-    assert off.task.sandbox is Sandbox.off
+    assert load(compose(["+round=cookbook", "task.sandbox=none"])).task.sandbox is Sandbox.none
 
 
 def test_keys_of_a_users_own_are_welcome_where_they_belong() -> None:

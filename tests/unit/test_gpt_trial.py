@@ -96,15 +96,13 @@ def with_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_every_failure_is_told_apart(
     make: Make,
     with_evaluator: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
     code: str,
     limits: dict[str, float],
     status: str,
     type_: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(gpt, "OVERRUN_S", 0.4)
-    trial = make(code, **limits)
+    trial = make(code, **{"overrun_s": 0.4, **limits})
     phases = PhaseLog(trial.paths.phases)
     with_evaluator("sys.stdin.read()")
     ending = gpt.GptTrial(trial.spec, trial.paths, phases, Quiet()).run()
@@ -128,8 +126,10 @@ say('clock'); time.sleep(60)
 """)
     result = trial.run()
     assert (result.status, result.error and result.error.type) == (Status.INVALID, "Overrun")
+    assert result.error
+    assert "raise task.overrun_s" in result.error.message
     assert result.phases.train_s is not None
-    assert 0.5 + gpt.OVERRUN_S <= result.phases.train_s < 1.5 + gpt.OVERRUN_S
+    assert 0.5 + trial.spec.overrun_s <= result.phases.train_s < 1.5 + trial.spec.overrun_s
 
 
 def test_a_signal_during_training(make: Make) -> None:

@@ -57,11 +57,11 @@ def test_only_what_is_named_can_be_reached(tmp_path: Path) -> None:
 def test_where_landlock_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for abi in (0, 1):
         monkeypatch.setattr(sandbox, "landlock_abi", lambda abi=abi: abi)
-        assert [sandbox.usable(mode) for mode in ("auto", "require", "off")] == [bool(abi), bool(abi), False]
+        assert [sandbox.usable(mode) for mode in ("auto", "require", "none")] == [bool(abi), bool(abi), False]
 
 
 def test_without_landlock_the_rest_holds() -> None:
-    barrier = Barrier(readable=[], writable=[], mode="off", max_file_bytes=1000)
+    barrier = Barrier(readable=[], writable=[], mode="none", max_file_bytes=1000)
     assert barrier.fds == ()
     code = (
         "import os, resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[0], oct(os.umask(0)),"
