@@ -10,12 +10,11 @@ runs it: two servers, logits through shared GPU memory, twins. Times are from `g
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from autoresearch_hpc.dataset import MANIFEST, TOKEN_BYTES, TOKENIZER, DataFile, Manifest
 from autoresearch_hpc.files import sha256_file, write_json_atomic
 from autoresearch_hpc.records import Direction, Metric, TrialSpec, to_json
-from autoresearch_hpc.trial import sandbox
+from autoresearch_hpc.trial import compiled, sandbox
 from autoresearch_hpc.trial.scratch import Scratch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +102,11 @@ def trusted(
     )  # fmt: skip
     write_json_atomic(trial / "trial.json", to_json(spec))
     scratch = Scratch()
-    for name in ("scored", "witness"):
+    for name in ("trainer", "scoring", "witness"):
         scratch.place(name)
-    kept = root / "kept"
+    archive = root / "compiled.tar"
     if warm:
-        shutil.copytree(kept, scratch.root / "scored" / "caches", dirs_exist_ok=True)
+        compiled.unpack(archive, scratch.root)
     (trial / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
     read_fd, write_fd = os.pipe()
     words = [sys.executable, "-P", "-m", "autoresearch_hpc.trial.evaluate", str(trial / "trial.json")]
@@ -121,8 +120,8 @@ def trusted(
         begun = time.monotonic()
         process.communicate(b"go\n")
         took = time.monotonic() - begun
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(scratch.root / "scored" / "caches", kept)
+    archive.unlink(missing_ok=True)
+    compiled.keep(replace(spec, round=0, candidate="r00-c00"), archive, scratch.root)
     scratch.remove()
     with os.fdopen(read_fd) as pipe:
         text = pipe.read()

@@ -402,7 +402,7 @@ def plot(path: Path, null: dict[tuple[int, str], list[Tally]], real: dict[tuple[
             title=f"real effects, K={k}", xlabel="GPU time spent, in trials", ylabel="true gain, 1e-3 bits per byte"
         )
         axis.set_ylim(0, None)
-    axes[1].legend(frameon=False)
+    axes[1].legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

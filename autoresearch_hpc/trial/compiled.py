@@ -1,15 +1,20 @@
 """What compilers made in a run's baseline, for its later trials to start from: a minute of compilation less on a GPU.
 
-    <run>/compiled/<key>.tar    trainer/ and scored/, each with the caches of inductor and Triton
+    <run>/compiled/<key>.tar    `root`, where it was made; caches of inductor and Triton in trainer/ and scoring/
 
 A trial's caches are its own, or one could leave something there for another. So a trial starts with a copy of what the
 baseline left. That is the user's own script, which nobody has edited; no other trial's caches are kept.
+
+Caches remember the directory that they were made in, in pickles and binaries too, and a later trial may not reach that
+any more. So a copy has its own directory in that one's place, byte for byte: names of trials' directories are equally
+long (`scratch`), as those of the places in them are. Where they are not, it is compiled anew.
 """
 
 import hashlib
 import importlib.metadata
 import io
 import logging
+import os
 import tarfile
 import uuid
 from pathlib import Path
@@ -18,7 +23,8 @@ from autoresearch_hpc.records import TrialSpec
 from autoresearch_hpc.trial.integrity import harness_sha256
 
 _log = logging.getLogger(__name__)
-_PLACES = ("trainer", "scored")
+_PLACES = ("trainer", "scoring")
+_ROOT = "root"
 _MAX_BYTES = 1 << 30
 
 
@@ -36,10 +42,10 @@ def unpack(archive: Path | None, root: Path) -> None:
         return
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(root, filter="data")
-    except (OSError, tarfile.TarError) as error:
+            made_in = tar.extractfile(_ROOT)
+            _extract(tar, root, made_in.read() if made_in else b"")
+    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         _log.warning("compiling anew: %s: %s", archive, error)
-        return
 
 
 def copy(source: Path, target: Path) -> None:
@@ -50,9 +56,28 @@ def copy(source: Path, target: Path) -> None:
             tar.add(source / "caches", arcname="caches", filter=_Bounded())
         packed.seek(0)
         with tarfile.open(fileobj=packed) as tar:
-            tar.extractall(target, filter="data")
-    except (OSError, tarfile.TarError) as error:
+            _extract(tar, target, os.fsencode(source))
+    except (OSError, ValueError, tarfile.TarError) as error:
         _log.warning("compiled twice: %s", error)
+
+
+def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes) -> None:
+    """Unpack below target, which takes the place of the directory `made_in` in every file.
+
+    Raises ValueError where their names differ in length.
+    """
+    here = os.fsencode(target)
+    if len(here) != len(made_in):
+        raise ValueError(f"made in {os.fsdecode(made_in)}, whose name is not as long as that of {target}")
+    for member in tar:
+        member = tarfile.data_filter(member, str(target))
+        path = target / member.name
+        if member.isdir():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif member.name != _ROOT and (file := tar.extractfile(member)):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(file.read().replace(made_in, here))
+            path.chmod(0o700 if (member.mode or 0) & 0o100 else 0o600)
 
 
 class _Bounded:
@@ -75,6 +100,10 @@ def keep(spec: TrialSpec, archive: Path | None, root: Path) -> None:
     try:
         archive.parent.mkdir(exist_ok=True)
         with tarfile.open(tmp, "w") as tar:
+            name = os.fsencode(root)
+            made_in = tarfile.TarInfo(_ROOT)
+            made_in.size = len(name)
+            tar.addfile(made_in, io.BytesIO(name))
             for place in _PLACES:
                 tar.add(root / place / "caches", arcname=f"{place}/caches", filter=_Bounded())
         tmp.replace(archive)

@@ -53,7 +53,7 @@ class Servers:
     @classmethod
     def fork(cls, spec: TrialSpec, private: Path | None = None) -> "Servers":
         """Start both, before this process has read any data."""
-        places = [private / name if private else None for name in ("scored", "witness")]
+        places = [private / name if private else None for name in ("scoring", "witness")]
         scored = ModelServer(spec, places[0])
         return cls(scored, ModelServer(spec, places[1], strangers=(scored,)))
 
@@ -125,7 +125,7 @@ class Evaluation:
         scored.logits(0, self._batch_rows)
         self._say("compiled")
         if self._private:
-            compiled.copy(self._private / "scored", self._private / "witness")
+            compiled.copy(self._private / "scoring", self._private / "witness")
 
     def _say(self, what: str) -> None:
         if self._private:  # else somebody runs the script by hand

@@ -86,7 +86,7 @@ class GptTrial:
     def _run(self, scratch: Scratch) -> Ending:
         spec, paths = self._spec, self._paths
         self._scratch = scratch
-        place, _, _ = (scratch.place(name) for name in ("trainer", "scored", "witness"))
+        place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
         archive = compiled.store(spec, self._gpu_name)
         compiled.unpack(archive, scratch.root)
         self._file = place / "out" / "checkpoint.pt"

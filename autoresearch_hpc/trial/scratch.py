@@ -1,8 +1,10 @@
 """A trial's private directory on its node: home, temporary files, caches and checkpoint, gone when the trial ends.
 
-    <tmp>/autoresearch_hpc-<uid>/trial-XXXX/    home/ tmp/ caches/ out/ witness/…; `owner` is locked while in use
+    <tmp>/autoresearch_hpc-<uid>/trial-XXXX/    trainer/ scoring/ witness/, each with home/ tmp/ caches/ out/;
+                                                `owner` is locked while in use
 
-What a worker left that was killed outright is removed by the next one, as its lock is free then.
+What a worker left that was killed outright is removed by the next one, as its lock is free then. The directory's name
+is as long on every node, if its place allows: caches remember it, and are moved from trial to trial (`compiled`).
 """
 
 import contextlib
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 
 _FOLDERS = ("home", "tmp", "caches", "out")
+_LENGTH = 60  # of the root's path: longer ones, with what is below, are too long for sockets
 _YOUNG_S = 60.0  # may have been made by a worker that has not locked it yet
 
 
@@ -23,7 +26,8 @@ class Scratch:
     def __init__(self) -> None:
         base = node_directory()
         _sweep(base)
-        self.root = Path(tempfile.mkdtemp(prefix="trial-", dir=base))
+        padding = "x" * (_LENGTH - len(str(base)) - len("/trial-12345678"))
+        self.root = Path(tempfile.mkdtemp(prefix=f"trial-{padding}", dir=base))
         self._owner = os.open(self.root / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -1,0 +1,141 @@
+"""autoresearch_hpc.trial.compiled: caches of real compilations, in trials that may not reach where they were made."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoresearch_hpc.records import Direction, Metric, TrialSpec
+from autoresearch_hpc.trial import compiled
+from autoresearch_hpc.trial.sandbox import Barrier, software
+from autoresearch_hpc.trial.scratch import Scratch
+
+COMPILE = """
+import torch
+from torch._dynamo.utils import counters
+model = torch.compile(lambda x: torch.nn.functional.rms_norm(x.sin() * x, (64,)).softmax(-1))
+model(torch.ones(8, 64))
+print("HITS", counters["inductor"]["fxgraph_cache_hit"], "MISSES", counters["inductor"]["fxgraph_cache_miss"])
+"""
+BASELINE = TrialSpec(
+    run="r", round=0, candidate="r00-c00", trial="r00-c00-t0", commit="0" * 40, seed=0, tier="default", kind="gpt",
+    src="src", trial_dir="trial", device="cuda", metric=Metric(name="val_bpb", value=None, direction=Direction.min),
+    train_s=1.0, startup_limit_s=1.0, grace_s=1.0, eval_limit_s=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Scratch]]:
+    """Makes trials' private directories, below another temporary directory each time."""
+    made: list[Scratch] = []
+
+    def make(name: str = "n") -> Scratch:
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        made.append(Scratch())
+        for name in ("trainer", "scoring", "witness"):
+            made[-1].place(name)
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each.root.exists():
+            each.remove()
+
+
+def compile_below(place: Path) -> str:
+    """Compile a function there, shut in; what the script says of its cache."""
+    names = {"TORCHINDUCTOR_CACHE_DIR": "caches/inductor", "TRITON_CACHE_DIR": "caches/triton", "TMPDIR": "tmp"}
+    barrier = Barrier(readable=software([place.parent]), writable=[place], mode="auto")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMPILE],
+        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", **{k: str(place / v) for k, v in names.items()}},
+        preexec_fn=barrier.enter,
+        pass_fds=barrier.fds,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    barrier.close()
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def mentions(root: Path, words: Path) -> list[Path]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if os.fsencode(words) in path.read_bytes()]
+
+
+def test_a_later_trial_starts_with_what_the_baseline_compiled(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    archive, first = tmp_path / "compiled" / "key.tar", scratch()
+    assert compile_below(first.root / "trainer") == "HITS 0 MISSES 1"
+    assert mentions(first.root / "trainer" / "caches", first.root), "caches do remember where they were made"
+    compiled.keep(BASELINE, archive, first.root)
+    first.remove()
+
+    second = scratch("m")
+    compiled.unpack(archive, second.root)
+    assert mentions(second.root, second.root)
+    assert mentions(second.root, first.root) == []
+    assert compile_below(second.root / "trainer") == "HITS 1 MISSES 0"
+
+
+def test_the_witness_starts_with_a_copy(scratch: Callable[..., Scratch]) -> None:
+    root = scratch().root
+    (root / "scoring" / "caches" / "graph").write_bytes(b"\x80\x05" + os.fsencode(root / "scoring/caches/x") + b"\xff")
+    compiled.copy(root / "scoring", root / "witness")
+    copied = (root / "witness" / "caches" / "graph").read_bytes()
+    assert copied == b"\x80\x05" + os.fsencode(root / "witness/caches/x") + b"\xff"
+
+
+def test_where_names_have_another_length_it_is_compiled_anew(
+    scratch: Callable[..., Scratch], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, first = tmp_path / "key.tar", scratch()
+    (first.root / "trainer" / "caches" / "a").write_text("x")
+    compiled.keep(BASELINE, archive, first.root)
+    second = scratch("longer")
+    compiled.unpack(archive, second.root)
+    assert not (second.root / "trainer" / "caches" / "a").exists()
+    assert "compiling anew" in caplog.text
+
+
+def test_names_are_equally_long_where_temporary_directories_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="a") as one, tempfile.TemporaryDirectory(dir="/tmp") as other:
+        lengths = set()
+        for place in (one, f"{other}/b"):
+            Path(place).mkdir(exist_ok=True)
+            monkeypatch.setattr(tempfile, "tempdir", place)
+            made = Scratch()
+            lengths.add(len(str(made.root)))
+            made.remove()
+        assert lengths == {60}
+
+
+def test_only_plain_files_are_copied(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    root = scratch().root
+    caches = root / "scoring" / "caches"
+    (caches / "folder").mkdir()
+    (caches / "folder" / "program").write_text("x")
+    (caches / "folder" / "program").chmod(0o755)
+    os.mkfifo(caches / "pipe")
+    (caches / "link").symlink_to(tmp_path)
+    compiled.copy(root / "scoring", root / "witness")
+    copied = sorted(str(p.relative_to(root / "witness" / "caches")) for p in (root / "witness" / "caches").rglob("*"))
+    assert copied == ["folder", "folder/program"]
+    assert os.access(root / "witness" / "caches" / "folder" / "program", os.X_OK)
+
+
+def test_a_candidates_caches_are_not_kept(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+
+    for other in ({"round": 1, "candidate": "r01-c00"}, {"candidate": "r00-c01"}):
+        compiled.keep(replace(BASELINE, **other), tmp_path / "key.tar", scratch().root)
+    assert not (tmp_path / "key.tar").exists()
