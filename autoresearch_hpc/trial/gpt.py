@@ -73,9 +73,25 @@ class GptTrial:
         self._slack_s = max(spec.overrun_s, OVERRUN_SHARE * spec.train_s)
 
     def run(self) -> Ending:
+        archive = compiled.store(self._spec, self._gpu_name)
+        ending = self._once(archive)
+        if archive is None or not self._warm or ending.status is not Status.CRASHED or self._clock_started:
+            return ending
+        _log.warning("%s crashed with what the baseline had compiled: once more without", self._spec.script)
+        ending = self._once(None)
+        if self._clock_started:
+            archive.unlink(missing_ok=True)  # it does not suit, whatever the reason
+        return ending
+
+    @property
+    def _clock_started(self) -> bool:
+        return Phase.TRAIN in self._phases.seconds()
+
+    def _once(self, archive: Path | None) -> Ending:
+        """The trial, from the start; with the caches in the archive where there is one."""
         scratch, in_shared_memory = Scratch(), ours_in_shared_memory()
         try:
-            return self._run(scratch)
+            return self._run(scratch, archive)
         except _Broken as broken:
             return self._ending(Status.INVALID, broken.failure)
         finally:
@@ -83,12 +99,11 @@ class GptTrial:
             remove_left(in_shared_memory)
             scratch.remove()
 
-    def _run(self, scratch: Scratch) -> Ending:
+    def _run(self, scratch: Scratch, archive: Path | None) -> Ending:
         spec, paths = self._spec, self._paths
-        self._scratch = scratch
+        self._scratch, self._facts = scratch, {}
         place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
-        archive = compiled.store(spec, self._gpu_name)
-        compiled.unpack(archive, scratch.root)
+        self._warm = compiled.unpack(archive, scratch.root)
         self._file = place / "out" / "checkpoint.pt"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         self._door, door = socket.socketpair()

@@ -132,6 +132,40 @@ say('clock'); time.sleep(60)
     assert 0.5 + trial.spec.overrun_s <= result.phases.train_s < 1.5 + trial.spec.overrun_s
 
 
+@pytest.mark.parametrize("suits", [True, False])
+def test_a_baselines_caches_that_do_not_suit_cost_time_and_nothing_else(
+    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suits: bool
+) -> None:
+    archive, root = tmp_path / "compiled" / "key.tar", tmp_path / "as long as a scratch directory"
+    (root / "trainer" / "caches" / "inductor").mkdir(parents=True)
+    (root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
+    monkeypatch.setattr(gpt.compiled, "_extract", lambda tar, target, _: tar.extractall(target, filter="data"))
+    monkeypatch.setattr(gpt.compiled, "store", lambda spec, gpu: archive)
+    with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
+    trial = make(f"""
+import os; stale = os.path.exists(os.environ["TORCHINDUCTOR_CACHE_DIR"] + "/graph")
+say('warmup')
+if stale and not {suits}: raise RuntimeError("stale")
+say('clock'); say('stopped'); save(); say('saved'); print("started", "warm" if stale else "cold")
+""")
+    gpt.compiled.keep(replace(trial.spec, round=0, candidate="r00-c00"), archive, root)
+    assert archive.exists()
+    phases = PhaseLog(trial.paths.phases)
+    ending = gpt.GptTrial(trial.spec, trial.paths, phases, Quiet(), "a GPU").run()
+    assert (ending.status, ending.value) == (Status.OK, 1.5)
+    assert trial.paths.log.read_text().splitlines()[-1] == ("started warm" if suits else "started cold")
+    assert archive.exists() is suits
+    assert abs(sum(phases.seconds().values()) - phases.total_s) < 0.5, "phases add up, both starts together"
+
+
+def test_a_crash_of_its_own_stays_a_crash(make: Make, with_evaluator: Callable[[str], None]) -> None:
+    with_evaluator("sys.stdin.read()")
+    trial = make("print('once'); raise RuntimeError('its own')")
+    ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
+    assert ending.status is Status.CRASHED
+    assert trial.paths.log.read_text().splitlines().count("once") == 1
+
+
 def test_a_signal_during_training(make: Make) -> None:
     trial = make("say('clock'); print('up'); time.sleep(60)", train_s=60.0)
     with trial.worker() as process:
