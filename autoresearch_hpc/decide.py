@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from autoresearch_hpc.config import DecideConfig
 from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.history import Entry, History, Round
 from autoresearch_hpc.promotion import (
     Call,
@@ -34,7 +35,7 @@ from autoresearch_hpc.promotion import (
 )
 from autoresearch_hpc.promotion import Judgement as LookJudgement
 from autoresearch_hpc.promotion import judge as judge_look
-from autoresearch_hpc.records import Comparison, Direction, Gain, Noise, Status, Verdict, candidate_id
+from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
 
 __all__ = [
     "BASELINE",

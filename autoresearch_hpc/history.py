@@ -31,13 +31,11 @@ from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.journal import REMEDY, Event
 from autoresearch_hpc.records import (
     Candidate,
-    Comparison,
     Direction,
-    Gain,
-    Noise,
     Outcome,
     Proposal,
     Status,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from autoresearch_hpc.gains import Gain, Noise
 from autoresearch_hpc.promotion.samples import Difference
-from autoresearch_hpc.records import Gain, Noise
 
 __all__ = ["Effect", "Prior", "as_gain", "effect_prior", "shrink"]
 

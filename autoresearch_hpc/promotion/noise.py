@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from autoresearch_hpc.records import Noise
+from autoresearch_hpc.gains import Noise
 
 __all__ = ["KnownNoise", "Noise", "Replicates", "pool"]
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from autoresearch_hpc.gains import NEAR_MISS, Comparison
 from autoresearch_hpc.promotion.dunnett import p_value
 from autoresearch_hpc.promotion.effects import Effect, as_gain
 from autoresearch_hpc.promotion.samples import Difference, Sample
-from autoresearch_hpc.records import NEAR_MISS, Comparison, Direction
+from autoresearch_hpc.records import Direction
 
 __all__ = ["Call", "Finding", "Judgement", "Look", "Significant", "best"]
 

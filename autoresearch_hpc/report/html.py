@@ -10,9 +10,10 @@ from pathlib import Path
 
 from autoresearch_hpc import __version__
 from autoresearch_hpc.files import write_text_atomic
+from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
-from autoresearch_hpc.records import Comparison, Gain, TrialResult, Verdict
+from autoresearch_hpc.records import TrialResult, Verdict
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.bars import phase_bars
 from autoresearch_hpc.report.settings import Settings

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from autoresearch_hpc.gains import NEAR_MISS, Comparison, Gain, Noise
 from autoresearch_hpc.history import Entry, History, Round
-from autoresearch_hpc.records import NEAR_MISS, Comparison, Direction, Gain, Noise, Status, Verdict, candidate_id
+from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.tables import one_line
 

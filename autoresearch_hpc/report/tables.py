@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.files import write_text_atomic
+from autoresearch_hpc.gains import Comparison
 from autoresearch_hpc.history import Entry, History, Round
-from autoresearch_hpc.records import Comparison, TrialResult, to_json
+from autoresearch_hpc.records import TrialResult, to_json
 from autoresearch_hpc.report import formats
 
 _CANDIDATE_COLUMNS = (

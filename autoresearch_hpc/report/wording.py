@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from autoresearch_hpc.records import Noise, Status
+from autoresearch_hpc.gains import Noise
+from autoresearch_hpc.records import Status
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.summary import RoundSummary, Summary

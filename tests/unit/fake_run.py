@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.files import write_json_atomic
+from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import (
     Candidate,
-    Comparison,
     Direction,
     Failure,
-    Gain,
     Gpu,
     Metric,
-    Noise,
     Phases,
     Proposal,
     SlurmJob,

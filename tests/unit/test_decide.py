@@ -10,8 +10,9 @@ from fake_run import FakeRun
 from autoresearch_hpc import decide
 from autoresearch_hpc.config import DecideConfig, LookConfig
 from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.gains import Gain
 from autoresearch_hpc.history import Round
-from autoresearch_hpc.records import Direction, Gain, Gpu, Status, to_json
+from autoresearch_hpc.records import Direction, Gpu, Status, to_json
 
 BASELINE = "r00-c00"
 BEST = DecideConfig(rule="best")

@@ -9,9 +9,10 @@ import pytest
 from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, told_from_luck
 
 from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Event, read
-from autoresearch_hpc.records import Comparison, Direction, Gain, Proposal, Status, Verdict
+from autoresearch_hpc.records import Direction, Proposal, Status, Verdict
 
 
 @pytest.fixture

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 
+from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.records import (
     Candidate,
     CommandSpec,
-    Comparison,
     Direction,
     Failure,
-    Gain,
     Gpu,
     Metric,
-    Noise,
     Outcome,
     Phases,
     Proposal,

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from autoresearch_hpc import report
 from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.layout import all_runs, find_run
-from autoresearch_hpc.records import Comparison, Direction, Gain, Phases, Status
+from autoresearch_hpc.records import Direction, Phases, Status
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.__main__ import main
 from autoresearch_hpc.report.plots import progress_figure, write_progress_png
