@@ -25,8 +25,6 @@ def child_environment(
         env.update(HOME=str(private / "home"), TMPDIR=str(private / "tmp"), PYTHONSAFEPATH="1")
         env.update(TORCHINDUCTOR_CACHE_DIR=str(caches / "inductor"), TRITON_CACHE_DIR=str(caches / "triton"))
         env.update(CUDA_CACHE_PATH=str(caches / "cuda"))
-        # No pool of compiling processes: in each CUDA would have to write to its own /proc, which is shut to children.
-        env.update(TORCHINDUCTOR_COMPILE_THREADS="1")
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "inductor"))  # these race on network filesystems
     env.setdefault("TRITON_CACHE_DIR", str(caches / "triton"))
     env.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve each other once a core is shared

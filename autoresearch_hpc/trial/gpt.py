@@ -32,7 +32,7 @@ from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_
 from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
-from autoresearch_hpc.trial.sandbox import Barrier, software
+from autoresearch_hpc.trial.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial.scratch import Scratch
 from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
 
@@ -120,6 +120,10 @@ class GptTrial:
             session |= {"meta": meta, "train_rows": [file.rows for file in data.manifest.train]}
         write_json_atomic(place / "session.json", session)
         variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
+        if usable(
+            spec.sandbox
+        ):  # in each process of a pool of compilers CUDA would write to its /proc: shut to children
+            variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
         barrier = Barrier(
             readable=[*software(protected(spec)), Path(spec.src)],

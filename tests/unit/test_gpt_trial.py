@@ -18,7 +18,7 @@ from fake_trial import FakeTrial
 
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.records import Direction, Failure, Metric, Status
-from autoresearch_hpc.trial import gpt
+from autoresearch_hpc.trial import gpt, sandbox
 from autoresearch_hpc.trial.children import StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.phases import PhaseLog
@@ -156,6 +156,17 @@ say('clock'); say('stopped'); save(); say('saved'); print("started", "warm" if s
     assert trial.paths.log.read_text().splitlines()[-1] == ("started warm" if suits else "started cold")
     assert archive.exists() is suits
     assert abs(sum(phases.seconds().values()) - phases.total_s) < 0.5, "phases add up, both starts together"
+
+
+@pytest.mark.parametrize("mode", ["auto", "none"])
+def test_only_what_is_shut_in_compiles_without_a_pool(
+    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    with_evaluator("sys.stdin.read()")
+    trial = make("print('threads', os.environ['TORCHINDUCTOR_COMPILE_THREADS'])", sandbox=mode)
+    gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
+    assert trial.paths.log.read_text() == f"threads {1 if sandbox.usable(mode) else 7}\n"
 
 
 def test_a_crash_of_its_own_stays_a_crash(make: Make, with_evaluator: Callable[[str], None]) -> None:
