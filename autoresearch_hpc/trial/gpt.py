@@ -120,9 +120,7 @@ class GptTrial:
             session |= {"meta": meta, "train_rows": [file.rows for file in data.manifest.train]}
         write_json_atomic(place / "session.json", session)
         variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
-        if usable(
-            spec.sandbox
-        ):  # in each process of a pool of compilers CUDA would write to its /proc: shut to children
+        if usable(spec.sandbox):  # compilers in processes of their own: CUDA would have to write to their /proc
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
         barrier = Barrier(
