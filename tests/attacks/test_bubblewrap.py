@@ -63,7 +63,7 @@ def test_a_trial_in_bubblewrap_without_landlock(bwrap: str, tmp_path: Path, data
     words = [
         bwrap, "--ro-bind", "/", "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc", "--tmpfs", "/dev/shm",
         "--tmpfs", "/tmp", "--unshare-pid", "--unshare-net", "--bind", run, run, "--ro-bind", where, where,
-        *(word for path in (ROOT, sys.prefix) for word in ("--ro-bind", str(path), str(path))),  # they may be below /tmp
+        *(word for path in (ROOT, sys.prefix) for word in ("--ro-bind", str(path), str(path))),  # may be in /tmp
         "--chdir", "/", "--die-with-parent",
         sys.executable, "-P", "-m", "autoresearch_hpc.trial.worker", "--trial", str(trial.paths.spec),
     ]  # fmt: skip
