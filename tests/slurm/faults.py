@@ -72,6 +72,7 @@ PLAN = """\
 defaults:
   - override /task: command
   - override /agent: plan
+  - override /decide: best
 plan:
   name: faults
   baseline: {baseline}
