@@ -1,6 +1,6 @@
 """What compilers made in a run's baseline, for its later trials to start from: a minute of compilation less on a GPU.
 
-    <run>/compiled/<key>.tar    `root`, where it was made; trainer/ with the caches of inductor and Triton
+    <run>/compiled/<key>.tar    `root`, where it was made; caches of inductor and Triton in trainer/ and scoring/
 
 A trial's caches are its own, or one could leave something there for another. So a trial starts with a copy of what the
 baseline left. That is the user's own script, which nobody has edited; no other trial's caches are kept.
@@ -23,7 +23,7 @@ from autoresearch_hpc.records import TrialSpec
 from autoresearch_hpc.trial.integrity import harness_sha256
 
 _log = logging.getLogger(__name__)
-_PLACE = "trainer"  # what the evaluation compiles takes no longer than to look it up
+_PLACES = ("trainer", "scoring")
 _ROOT = "root"
 _MAX_BYTES = 1 << 30
 
@@ -37,7 +37,7 @@ def store(spec: TrialSpec, gpu_name: str | None) -> Path | None:
 
 
 def unpack(archive: Path | None, root: Path) -> bool:
-    """Fill the trainer's caches below root. False where there is nothing to fill them with: they stay empty."""
+    """Fill the caches of the places below root. False where there is nothing to fill them with: they stay empty."""
     if archive is None or not archive.is_file():
         return False
     try:
@@ -106,7 +106,8 @@ def keep(spec: TrialSpec, archive: Path | None, root: Path) -> None:
             made_in = tarfile.TarInfo(_ROOT)
             made_in.size = len(name)
             tar.addfile(made_in, io.BytesIO(name))
-            tar.add(root / _PLACE / "caches", arcname=f"{_PLACE}/caches", filter=_Bounded())
+            for place in _PLACES:
+                tar.add(root / place / "caches", arcname=f"{place}/caches", filter=_Bounded())
         tmp.replace(archive)
     except OSError as error:
         _log.warning("what was compiled is not kept: %s", error)

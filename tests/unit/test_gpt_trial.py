@@ -138,6 +138,7 @@ def test_a_baselines_caches_that_do_not_suit_cost_time_and_nothing_else(
 ) -> None:
     archive, root = tmp_path / "compiled" / "key.tar", tmp_path / "as long as a scratch directory"
     (root / "trainer" / "caches" / "inductor").mkdir(parents=True)
+    (root / "scoring" / "caches").mkdir(parents=True)
     (root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
     monkeypatch.setattr(gpt.compiled, "_extract", lambda tar, target, _: tar.extractall(target, filter="data"))
     monkeypatch.setattr(gpt.compiled, "store", lambda spec, gpu: archive)
