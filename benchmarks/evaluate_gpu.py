@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from autoresearch_hpc import sandbox
 from autoresearch_hpc.dataset import MANIFEST, TOKEN_BYTES, TOKENIZER, DataFile, Manifest
 from autoresearch_hpc.files import sha256_file, write_json_atomic
 from autoresearch_hpc.records import Direction, Metric, TrialSpec, to_json
-from autoresearch_hpc.trial import compiled, sandbox
+from autoresearch_hpc.trial import compiled
 from autoresearch_hpc.trial.scratch import Scratch
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.sandbox import Barrier
 from autoresearch_hpc.trial.logs import CappedLog
-from autoresearch_hpc.trial.sandbox import Barrier
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1

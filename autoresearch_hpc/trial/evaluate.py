@@ -33,8 +33,8 @@ from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
+from autoresearch_hpc.sandbox import hide_memory
 from autoresearch_hpc.trial import compiled, twins
-from autoresearch_hpc.trial.sandbox import hide_memory
 from autoresearch_hpc.trial.scoring import Diverged, bits_per_byte, nats_of, val_rows
 from autoresearch_hpc.trial.server import Shape, failure
 from autoresearch_hpc.trial.serving import ModelServer, ServerFailed

@@ -24,6 +24,7 @@ from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import Failure, Status, TrialSpec
+from autoresearch_hpc.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial import compiled
 from autoresearch_hpc.trial.children import Child, StopFlag, kill_descendants
 from autoresearch_hpc.trial.ending import Ending
@@ -32,7 +33,6 @@ from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_
 from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
-from autoresearch_hpc.trial.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial.scratch import Scratch
 from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
 

@@ -263,7 +263,8 @@ def test_a_full_log(real: Run, weak: Run) -> None:
 
 LITTLE = """
 import sys
-from autoresearch_hpc.trial import gpt, sandbox, worker
+from autoresearch_hpc import sandbox
+from autoresearch_hpc.trial import gpt, worker
 gpt.MAX_SCRATCH_BYTES = 64 << 20
 worker.main()
 """

@@ -1,4 +1,4 @@
-"""autoresearch_hpc.trial.sandbox, scratch and logs: what a process that is shut in can still do, and what it leaves."""
+"""autoresearch_hpc.sandbox, scratch and logs: what a process that is shut in can still do, and what it leaves."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_hpc.trial import sandbox
+from autoresearch_hpc import sandbox
+from autoresearch_hpc.sandbox import Barrier
 from autoresearch_hpc.trial.logs import CappedLog
-from autoresearch_hpc.trial.sandbox import Barrier
 from autoresearch_hpc.trial.scratch import Scratch, node_directory
 from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
 

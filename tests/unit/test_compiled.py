@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoresearch_hpc.records import Direction, Metric, TrialSpec
+from autoresearch_hpc.sandbox import Barrier, software
 from autoresearch_hpc.trial import compiled
-from autoresearch_hpc.trial.sandbox import Barrier, software
 from autoresearch_hpc.trial.scratch import Scratch
 
 COMPILE = """

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from fake_trial import FakeTrial
 
+from autoresearch_hpc import sandbox
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.records import Direction, Failure, Metric, Status
-from autoresearch_hpc.trial import gpt, sandbox
+from autoresearch_hpc.trial import gpt
 from autoresearch_hpc.trial.children import StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.phases import PhaseLog

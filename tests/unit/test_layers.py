@@ -11,7 +11,7 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors", "bundle", "environment", "gains", "quoting"},
+    {"errors", "bundle", "environment", "gains", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
     {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space"},

@@ -76,10 +76,11 @@ class Barrier:
         mode: str,
         max_file_bytes: int = MAX_FILE_BYTES,
         no_abstract_sockets: bool = True,
+        network: bool = False,
     ) -> None:
         self._max_file_bytes = max_file_bytes
         scopes = _SIGNALS | (_ABSTRACT_SOCKETS if no_abstract_sockets else 0)
-        self._ruleset = _ruleset(readable, writable, scopes) if usable(mode) else -1
+        self._ruleset = _ruleset(readable, writable, 0 if network else _NET, scopes) if usable(mode) else -1
 
     def enter(self) -> None:
         """Shut this process in, for good. Raises OSError where the kernel does not do what it said it could."""
@@ -124,12 +125,12 @@ def hide_memory() -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _ruleset(readable: Iterable[Path], writable: Iterable[Path], scopes: int) -> int:
+def _ruleset(readable: Iterable[Path], writable: Iterable[Path], net: int, scopes: int) -> int:
     abi = landlock_abi()
     handled = _FS_BY_ABI[min(abi, 3)]
     attributes = struct.pack("=Q", handled)
     if abi >= 4:
-        attributes += struct.pack("=Q", _NET)
+        attributes += struct.pack("=Q", net)
     if abi >= 6:
         attributes += struct.pack("=Q", scopes)
     ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
@@ -179,7 +180,7 @@ def software(protected: Iterable[Path]) -> list[Path]:
     unless the interpreter lives there, and no home directory."""
     home = Path.home()
     guarded = [path.resolve() for path in protected]
-    own = {Path(__file__).resolve().parents[1], Path(sys.executable).resolve().parent}
+    own = {Path(__file__).resolve().parent, Path(sys.executable).resolve().parent}
     own |= {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages())}
     found = set(own) - _ancestors(home)
     for name in _SYSTEM:
@@ -193,7 +194,7 @@ def software(protected: Iterable[Path]) -> list[Path]:
 
 def _import_roots() -> set[Path]:
     """Where Python looks for modules, this package's parent among them."""
-    return {Path(__file__).resolve().parents[2], *(Path(entry) for entry in sys.path if Path(entry).is_absolute())}
+    return {Path(__file__).resolve().parents[1], *(Path(entry) for entry in sys.path if Path(entry).is_absolute())}
 
 
 def _searched() -> Iterator[Path]:
