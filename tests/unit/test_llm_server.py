@@ -15,7 +15,19 @@ from typing import Any
 import llm_server
 import openai
 import pytest
-from llm_server import Reply, Script, ScriptedLlm, by_diff, by_edits, by_files, by_knobs, in_turn, proposals
+from llm_server import (
+    Reply,
+    Script,
+    ScriptedLlm,
+    by_diff,
+    by_edits,
+    by_files,
+    by_knobs,
+    in_turn,
+    is_result,
+    proposals,
+    words,
+)
 
 ASK: Any = {"model": "m", "messages": [{"role": "user", "content": "Hello?"}]}
 Serve = Callable[..., tuple[ScriptedLlm, Any]]
@@ -138,6 +150,52 @@ def test_streaming(serve: Serve) -> None:
 def test_streamed_refusal(serve: Serve) -> None:
     chunks = list(serve(Reply.refused("No."))[1].chat.completions.create(**ASK, stream=True))
     assert [one.choices[0].delta.refusal for one in chunks] == [None, "No.", None]
+
+
+def test_a_tool_call_and_its_result(serve: Serve) -> None:
+    server, client = serve(Reply.calling("sh", cmd="ls"), Reply.text("Done."))
+    asked = client.chat.completions.create(**ASK).choices[0]
+    assert (asked.finish_reason, asked.message.content) == ("tool_calls", None)
+    (call,) = asked.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("sh", {"cmd": "ls"})
+    result = {"role": "tool", "tool_call_id": call.id, "content": "train.py"}
+    client.chat.completions.create(model="m", messages=[*ASK["messages"], asked.message.to_dict(), result])
+    assert [is_result(one) for one in server.questions] == [False, True]
+    assert words(server.questions[1]) == "Hello?\ntrain.py"
+
+    _, client = serve(Reply.calling("sh", cmd="ls"))
+    chunks = list(client.chat.completions.create(**ASK, stream=True))
+    assert [one.function.name for chunk in chunks for one in chunk.choices[0].delta.tool_calls or ()] == ["sh"]
+
+
+def test_responses(serve: Serve) -> None:
+    server, client = serve(
+        Reply.text("Hi."), Reply.truncated("0123"), Reply.refused("No."), Reply.calling("sh", cmd="ls")
+    )
+    ask = {"model": "m", "instructions": "Be brief.", "input": [{"role": "user", "content": "Hello?"}]}
+    said, cut, refused, call = (client.responses.create(**ask) for _ in range(4))
+    assert (said.output_text, said.status) == ("Hi.", "completed")
+    assert said.usage.total_tokens == said.usage.input_tokens + 1
+    assert (cut.output_text, cut.status, cut.incomplete_details.reason) == ("01", "incomplete", "max_output_tokens")
+    assert refused.output[0].content[0].refusal == "No."
+    assert (call.output[0].name, json.loads(call.output[0].arguments)) == ("sh", {"cmd": "ls"})
+    assert words(server.questions[0]) == "Be brief.\nHello?"
+    result = {"type": "function_call_output", "call_id": call.output[0].call_id, "output": "train.py"}
+    client.responses.create(model="m", input=[*ask["input"], call.output[0].to_dict(), result])
+    assert [is_result(one) for one in server.questions] == [False] * 4 + [True]
+
+
+def test_streamed_responses(serve: Serve) -> None:
+    text = "Grüße, " * 40
+    _, client = serve(Reply.text(text), Reply.dropped(text), Reply.error(503))
+    events = list(client.responses.create(model="m", input="Hello?", stream=True))
+    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == text
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert events[-1].response.output_text == text
+    with pytest.raises(openai.APIConnectionError):
+        list(client.responses.create(model="m", input="Hello?", stream=True))
+    with pytest.raises(openai.InternalServerError):
+        client.responses.create(model="m", input="Hello?", stream=True)
 
 
 def test_key(serve: Serve) -> None:
