@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 include tests/sandbox/sandbox.mk
+include tests/coding_cli.mk
 
 .PHONY: help setup setup-dev quickstart bubblewrap test test-unit chaos lint type check docs bench clean
 
