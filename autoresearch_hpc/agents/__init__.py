@@ -7,6 +7,7 @@
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 
+from autoresearch_hpc.agents.cmaes import CmaEsAgent
 from autoresearch_hpc.agents.grid import GridAgent
 from autoresearch_hpc.agents.plan import PlanAgent
 from autoresearch_hpc.agents.protocol import Agent
@@ -23,7 +24,12 @@ __all__ = ["ENTRY_POINTS", "Agent", "Builder", "build"]
 ENTRY_POINTS = "autoresearch_hpc.agents"
 Builder = Callable[[AgentConfig, PlanConfig, Space | None, int, Knobs], Agent]
 
-_SAMPLERS: Mapping[str, type[Sampler]] = {"grid": GridAgent, "random": RandomAgent, "tpe": TpeAgent}
+_SAMPLERS: Mapping[str, type[Sampler]] = {
+    "cmaes": CmaEsAgent,
+    "grid": GridAgent,
+    "random": RandomAgent,
+    "tpe": TpeAgent,
+}
 
 
 def build(config: AgentConfig, plan: PlanConfig, space: Space | None, seed: int, fixed: Knobs | None = None) -> Agent:

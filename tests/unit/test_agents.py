@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import logging
+import math
 import random
+import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +41,7 @@ SCRIPT: Knobs = {
 }
 FIXED: Knobs = {"SEQ_LEN": 2048, "VOCAB_SIZE": 8192}
 BOUND = "TOTAL_BATCH_SIZE % (DEVICE_BATCH_SIZE * SEQ_LEN) == 0"
-SAMPLERS = ["grid", "random", "tpe"]
+SAMPLERS = ["cmaes", "grid", "random", "tpe"]
 ALL = ["plan", *SAMPLERS]
 
 
@@ -177,7 +180,7 @@ def test_another_process_proposes_the_same(name: str) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["random", "tpe"])
+@pytest.mark.parametrize("name", ["cmaes", "random", "tpe"])
 def test_the_seed_and_the_round_decide(name: str) -> None:
     asked = [settings(make(name, seed=s).ask(state(i), 4)) for s, i in ((0, 1), (1, 1), (0, 2))]
     assert asked[0] != asked[1]
@@ -240,7 +243,7 @@ def test_bounds_that_nothing_meets_give_no_proposals(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_bounds_see_the_incumbents_other_knobs(name: str) -> None:
-    proposals = make(name).ask(state(knobs={**SCRIPT, "DEVICE_BATCH_SIZE": 32}), 8)
+    proposals = make(name).ask(state(knobs={**SCRIPT, "DEVICE_BATCH_SIZE": 32, "TOTAL_BATCH_SIZE": 2**18}), 32)
     assert min(p.knobs["TOTAL_BATCH_SIZE"] for p in proposals) < 2**18  # what 128 rows would need
     wide = make(name).ask(state(knobs={**SCRIPT, "DEVICE_BATCH_SIZE": 512}), 8)
     assert {p.knobs["TOTAL_BATCH_SIZE"] for p in wide} == {2**20}
@@ -266,7 +269,7 @@ def test_round_0_can_be_asked_for_before_the_baseline_is_known(name: str) -> Non
 
 
 def test_an_unknown_agent_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="agent=tpee is unknown; the agents are grid, plan, random, tpe"):
+    with pytest.raises(ConfigError, match="agent=tpee is unknown; the agents are cmaes, grid, plan, random, tpe"):
         make("tpee")
 
 
@@ -306,7 +309,7 @@ def test_an_agent_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "mine", lambda c, p, s, seed, f: _Mine(c.options, seed), raising=False)
     agent = make("mine", seed=5, options={"a": 1})
     assert [p.title for p in agent.ask(state(), 1)] == ["{'a': 1} 5"]
-    with pytest.raises(ConfigError, match="the agents are grid, mine, plan, random, tpe"):
+    with pytest.raises(ConfigError, match="the agents are cmaes, grid, mine, plan, random, tpe"):
         make("other")
 
 
@@ -321,8 +324,9 @@ class _Mine:
         pass
 
 
-def test_importing_agents_does_not_import_optuna() -> None:
-    code = "import sys, autoresearch_hpc.agents; print([m for m in ('optuna', 'torch', 'pandas') if m in sys.modules])"
+def test_importing_agents_imports_no_library_of_theirs() -> None:
+    heavy = ("cmaes", "numpy", "optuna", "pandas", "torch")
+    code = f"import sys, autoresearch_hpc.agents; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -497,6 +501,160 @@ def test_startup_trials_say_when_the_model_takes_over() -> None:
 def test_tpe_says_nothing_on_the_way(capfd: pytest.CaptureFixture[str]) -> None:
     search(make("tpe", startup_trials=2), 2)
     assert capfd.readouterr() == ("", "")
+
+
+# ---- cmaes
+
+FLOATS = {
+    "A": KnobDomain(type=KnobType.float, low=1e-4, high=0.1, log=True),
+    "B": KnobDomain(type=KnobType.float, low=1e-3, high=1.0, log=True),
+    "C": KnobDomain(type=KnobType.float, low=0.01, high=10.0, log=True),
+    "D": KnobDomain(type=KnobType.float, low=0.0, high=1.0),
+    "E": KnobDomain(type=KnobType.float, low=-2.0, high=3.0),
+    "F": KnobDomain(type=KnobType.float, low=0.0, high=10.0),
+}
+FLOATS_SCRIPT: Knobs = {"A": 0.002, "B": 0.02, "C": 0.5, "D": 0.5, "E": 0.5, "F": 5.0}
+
+
+def floats() -> Space:
+    built = from_config(SpaceConfig(knobs=FLOATS))
+    assert built is not None
+    return built
+
+
+def bowl(knobs: Knobs) -> float:
+    """A quadratic with its minimum away from the middle; its axes are up to ten times as steep as others."""
+    a, b, c, d, e, f = (float(str(knobs[name])) for name in FLOATS)
+    places = (math.log10(a) / 3 + 4 / 3, math.log10(b) / 3 + 1, math.log10(c) / 3 + 2 / 3, d, (e + 2) / 5, f / 10)
+    minimum, steepness = (0.25, 0.7, 0.6, 0.3, 0.8, 0.45), (1, 3, 10, 1, 2, 5)
+    return sum(s * (p - m) ** 2 for p, m, s in zip(places, minimum, steepness, strict=True))
+
+
+def descend(
+    name: str, value: Callable[[Knobs], float], *, seed: int = 0, sign: int = 1, again: bool = False, **config: object
+) -> list[Knobs]:
+    """All settings of 15 rounds of eight on the six floats; `again` builds the agent anew before each round."""
+    agent = make(name, floats(), seed=seed, **config)
+    told = [replace(outcome(0, {}, sign * value(FLOATS_SCRIPT)), knobs=FLOATS_SCRIPT)]
+    agent.tell(told)
+    for index in range(1, 16):
+        best = min(told, key=lambda o: sign * (o.value or 0.0)).knobs
+        direction = Direction.min if sign == 1 else Direction.max
+        if again:
+            agent = make(name, floats(), seed=seed, **config)
+            agent.tell(told)
+        asked = agent.ask(state(index, knobs=best, direction=direction), 8)
+        heard = [replace(o, knobs=o.proposal.knobs) for o in judged(asked, index, lambda knobs: sign * value(knobs))]
+        agent.tell(heard)
+        told += heard
+    return [o.knobs for o in told]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cmaes_goes_down_to_where_random_search_does_not_come(sign: int) -> None:
+    def best(name: str) -> float:
+        return statistics.median(min(map(bowl, descend(name, bowl, seed=s, sign=sign))) for s in range(10))
+
+    assert best("cmaes") < 0.3 * best("random")
+    assert bowl(FLOATS_SCRIPT) > best("random") > 0.1
+
+
+def test_cmaes_rebuilt_in_every_round_takes_the_same_way() -> None:
+    way = descend("cmaes", bowl)
+    assert len(way) == 121
+    assert descend("cmaes", bowl, again=True) == descend("cmaes", bowl) == way
+    assert descend("cmaes", bowl, seed=1) != way
+
+
+def test_cmaes_hears_outcomes_by_whole_generations_whoever_proposed_them() -> None:
+    past = history(3, 20, lambda _: None)
+    asked = []
+    for size in (0, 3, 4, 7, 8):
+        agent = make("cmaes", options={"population": 4})
+        agent.tell([replace(o, proposal=replace(o.proposal, origin="plan")) for o in past[:size]])
+        asked.append(settings(agent.ask(state(), 4)))
+    assert asked[0] == asked[1] != asked[2]
+    assert asked[2] == asked[3] != asked[4]
+
+
+def test_cmaes_learns_nothing_from_lost_trials_and_from_settings_outside_the_space() -> None:
+    kept = history(1, 40, lambda _: None)
+    lost = [outcome(i, o.knobs, None, status=Status.LOST) for i, o in enumerate(history(2, 20, lambda _: None))]
+    cancelled = [replace(o, status=Status.CANCELLED) for o in lost]
+    outside = [outcome(i, {"DEPTH": 40}, 0.1) for i in range(20)]
+    others, without = make("cmaes"), make("cmaes")
+    others.tell([*kept[:20], *lost, *outside, *kept[20:], *cancelled])
+    without.tell(kept)
+    assert others.ask(state(), 4) == without.ask(state(), 4)
+
+
+def test_cmaes_keeps_away_from_what_fails() -> None:
+    agent = make("cmaes")
+    agent.tell(history(1, 80, lambda knobs: Status.OOM if int(str(knobs["DEPTH"])) >= 9 else None))
+    depths = [int(str(p.knobs["DEPTH"])) for p in agent.ask(state(knobs={**SCRIPT, "DEPTH": 5}), 16)]
+    assert sum(depth >= 9 for depth in depths) <= 3  # of 16; blind to failures it would be 7
+
+
+def test_cmaes_starts_around_the_incumbent_and_else_in_the_middle() -> None:
+    def rates(knobs: Knobs, **options: float) -> list[float]:
+        return [float(str(p.knobs["LR"])) for p in make("cmaes", options=options).ask(state(knobs=knobs), 16)]
+
+    sizes: Knobs = {"DEVICE_BATCH_SIZE": 128}
+    assert max(rates({**SCRIPT, "LR": 0.006}, sigma=0.02)) < 0.009
+    assert all(0.025 < rate < 0.04 for rate in rates({**sizes, "LR": 0.006}, sigma=0.02))  # sqrt(0.005 * 0.2)
+    assert max(rates({**SCRIPT, "LR": 0.006})) > 0.02
+
+
+@pytest.mark.parametrize("size", [100, 3000])
+def test_cmaes_survives_what_it_would_not_have_sampled(size: int) -> None:
+    """Thousands of times the same setting, then outcomes of others from far outside of what is left of it."""
+    agent = make("cmaes", floats())
+    far = [{name: domain.sample(random.Random(i)) for name, domain in floats().domains.items()} for i in range(16)]
+    told = [replace(outcome(i, {}, 1.0), knobs=FLOATS_SCRIPT) for i in range(size)]
+    told += [replace(outcome(i, {}, 0.5 + i), knobs=knobs) for i, knobs in enumerate(far)]
+    agent.tell(told)
+    proposals = agent.ask(state(knobs=FLOATS_SCRIPT), 8)
+    assert len({repr(p.knobs) for p in proposals}) == 8
+    assert all(floats().contains(p.knobs) for p in proposals)
+
+
+def test_cmaes_gives_each_value_of_a_knob_its_share() -> None:
+    knobs = {
+        "DEPTH": KnobDomain(type=KnobType.int, low=3, high=7),
+        "DEVICE_BATCH_SIZE": KnobDomain(type=KnobType.int, low=1, high=100, log=True),
+        "TOTAL_BATCH_SIZE": KnobDomain(type=KnobType.pow2, low=2**17, high=2**20),
+        "PATTERN": KnobDomain(choices=["SSSL", "L", "S"]),
+        "LR": KnobDomain(choices=[0.1]),
+    }
+    built = from_config(SpaceConfig(knobs=knobs))
+    agent = make("cmaes", built, allow_repeats=True, options={"sigma": 1})  # almost uniform
+    seen = [p.knobs for i in range(1, 61) for p in agent.ask(state(i), 8)]
+    assert Counter(k["LR"] for k in seen) == {0.1: len(seen)}
+    assert len(seen) > 400
+    for name, num_values in (("DEPTH", 5), ("TOTAL_BATCH_SIZE", 4), ("PATTERN", 3)):
+        counted = Counter(k[name] for k in seen)
+        assert len(counted) == num_values
+        assert min(counted.values()) > 0.6 * len(seen) / num_values
+    small = sum(float(str(k["DEVICE_BATCH_SIZE"])) <= 10 for k in seen)
+    assert 0.4 < small / len(seen) < 0.65  # half of a logarithmic range
+    assert {1, 2, 99} & {k["DEVICE_BATCH_SIZE"] for k in seen}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sigma": 0}, r"agent.options.sigma is 0; .*above 0"),
+        ({"sigma": 1.5}, "agent.options.sigma is 1.5"),
+        ({"population": 3}, "agent.options.population is 3; give 4 or more"),
+        ({"population": 4.5}, "agent.options.population is 4.5"),
+        ({"population": "many"}, "agent.options=.*agent=cmaes"),
+        ({"popsize": 4}, "agent.options=.*popsize"),
+    ],
+)
+def test_cmaes_refuses_options_that_cannot_work(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        make("cmaes", options=options)
+    assert "\n" not in str(caught.value)
 
 
 # ---- titles
