@@ -81,6 +81,21 @@ class Budget:
             if waves < 1 or self.max_parallel:
                 yield _room(waves * (self.max_parallel or 0) - under_way, words)
 
+    def remaining(self, history: History) -> Iterator[str]:
+        """What is left of each cap, a sentence each."""
+        config, so_far = self.config, used(history, self.price_per_gpu_hour)
+        left = {
+            "rounds": _left(config.max_rounds, max(0, len(history.rounds) - 1)),
+            "trials": _left(config.max_trials, so_far.trials),
+            "GPU-hours": _left(config.gpu_hours, so_far.gpu_hours),
+            "hours": _left(config.wall_hours, so_far.wall_hours),
+            "dollars for GPUs": _left(config.usd, so_far.usd),
+            "dollars for proposals": _left(config.llm_usd, history.llm_usd),
+        }
+        for what, amount in left.items():
+            if amount is not None:
+                yield f"Left of the budget: {amount:.4g} {what}."
+
     def exhausted(self, history: History) -> str | None:
         """Why no further round may begin; None where one may."""
         config, index = self.config, len(history.rounds)
@@ -90,6 +105,10 @@ class Budget:
             return f"budget.patience={config.patience}: as many rounds without improvement"
         room = self.room(history)
         return None if room.fits(1) else room.cap
+
+
+def _left(cap: float | None, used_up: float) -> float | None:
+    return None if cap is None else max(0.0, cap - used_up)
 
 
 def _room(trials: float, cap: str) -> Room:

@@ -6,6 +6,7 @@ from autoresearch_hpc import knobs
 from autoresearch_hpc.config import KnobsBy, TaskConfig, TaskKind
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.files import write_json_atomic, write_text_atomic
+from autoresearch_hpc.fingerprint import fingerprint
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import Candidate, Knobs, Proposal, to_json
 from autoresearch_hpc.repo import Repo
@@ -26,15 +27,18 @@ class CandidateMaker:
         commit = self._repo.commit(parent, files, f"{id_}: {proposal.title}")
         self._repo.keep(self._tag, id_, commit)
         patch, diff_lines = self._repo.diff(parent, commit)
+        settings = {**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)}
+        sources = self.sources(commit)
         candidate = Candidate(
             id=id_,
             round=round_,
             proposal=proposal,
             parent=parent,
             commit=commit,
-            knobs={**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)},
+            knobs=settings,
             diff_lines=diff_lines,
             net_lines=_net_lines(patch),
+            fingerprint=fingerprint(sources, {} if self.rewrites else settings),
         )
         self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._layout.proposal(id_), to_json(candidate))
@@ -62,6 +66,10 @@ class CandidateMaker:
     def rewrites(self) -> bool:
         """Whether knobs are constants of the script."""
         return self._task.kind is TaskKind.gpt or self._task.knobs_by is KnobsBy.rewrite
+
+    def sources(self, commit: str) -> dict[str, str]:
+        """The editable files of a commit, path -> text."""
+        return {path: self._repo.read(commit, path) for path in self._task.editable_paths}
 
     def script_knobs(self, commit: str) -> Knobs:
         """The constants of the script in a commit; none where knobs travel another way."""

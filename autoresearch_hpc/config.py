@@ -4,7 +4,8 @@ Hydra composes the YAML against these classes: unknown keys and wrong types are 
 result into plain objects, once; no DictConfig travels further. The classes stay mutable because
 OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the package writes to them.
 
-The comment behind each field is its documentation: docs/configuration.md is generated from this file.
+`agent_config` holds the part that says who proposes. The comment behind each field is its documentation:
+docs/configuration.md is generated from both files.
 """
 
 import math
@@ -16,7 +17,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.agent_config import AgentConfig as AgentConfig
+from autoresearch_hpc.agent_config import Sandbox as Sandbox
+from autoresearch_hpc.errors import ConfigError, require
 from autoresearch_hpc.records import Direction
 
 
@@ -50,12 +53,6 @@ class Device(Enum):
     cpu = "cpu"
 
 
-class Sandbox(Enum):
-    auto = "auto"
-    require = "require"
-    none = "none"
-
-
 class Dirty(Enum):
     refuse = "refuse"
     snapshot = "snapshot"
@@ -64,11 +61,6 @@ class Dirty(Enum):
 class Baseline(Enum):
     alone = "alone"
     joined = "joined"
-
-
-def _require(condition: bool, problem: str, remedy: str = "") -> None:
-    if not condition:
-        raise ConfigError(problem, remedy)
 
 
 @dataclass
@@ -84,7 +76,7 @@ class KnobDomain:
 
     def __post_init__(self) -> None:
         if self.type is KnobType.choice:
-            _require(
+            require(
                 bool(self.choices),
                 "a choice knob without choices",
                 "give choices: [...], or type, low and high",
@@ -92,25 +84,25 @@ class KnobDomain:
             return
         for end in (self.low, self.high):
             number = isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
-            _require(number, f"a range of {self.low!r} to {self.high!r}", "give numbers for low and high")
-        _require(
+            require(number, f"a range of {self.low!r} to {self.high!r}", "give numbers for low and high")
+        require(
             self.low < self.high,
             f"a range upside down: low {self.low} is not below high {self.high}",
             "swap them",
         )
-        _require(
+        require(
             not self.log or self.low > 0,
             f"a logarithmic range from {self.low}",
             "its low end must be above 0",
         )
         if self.type is not KnobType.float:
             whole = self.low == int(self.low) and self.high == int(self.high)
-            _require(whole, f"a whole-number range of {self.low} to {self.high}", "use whole ends, or type: float")
+            require(whole, f"a whole-number range of {self.low} to {self.high}", "use whole ends, or type: float")
         if self.type is KnobType.pow2:
             for end in (self.low, self.high):
                 power = end >= 1 and int(end) & (int(end) - 1) == 0
-                _require(power, f"a pow2 range that ends at {end}", "both ends must be powers of two")
-        _require(self.points >= 2, f"points: {self.points}", "a grid over a range needs at least 2 points")
+                require(power, f"a pow2 range that ends at {end}", "both ends must be powers of two")
+        require(self.points >= 2, f"points: {self.points}", "a grid over a range needs at least 2 points")
 
 
 @dataclass
@@ -141,8 +133,8 @@ class RoundConfig:
     k: int | None = None  # how many the agent proposes; default plan.k
 
     def __post_init__(self) -> None:
-        _require(self.k is None or self.k >= 1, f"k: {self.k}", "a round needs at least one candidate")
-        _require(
+        require(self.k is None or self.k >= 1, f"k: {self.k}", "a round needs at least one candidate")
+        require(
             self.k is None or not self.candidates,
             f"a round with both k: {self.k} and candidates",
             "give one of them: explicit candidates are run as they are",
@@ -162,15 +154,15 @@ class PlanConfig:
     max_rounds: int | None = None  # how many rounds after the baseline; the last of `rounds` repeats
 
     def __post_init__(self) -> None:
-        _require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
-        _require(
+        require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
+        require(
             self.max_rounds is None or self.max_rounds >= 0,
             f"plan.max_rounds={self.max_rounds}",
             "give 0 or more",
         )
         names = [c.name for r in self.rounds for c in r.candidates if c.name]
         doubled = sorted({n for n in names if names.count(n) > 1})
-        _require(not doubled, f"candidate name {', '.join(doubled)} is used twice in the plan", "rename one")
+        require(not doubled, f"candidate name {', '.join(doubled)} is used twice in the plan", "rename one")
 
     @property
     def first_round(self) -> int:
@@ -200,16 +192,6 @@ class PlanConfig:
         """How many candidates round index has; at most, where an agent proposes them."""
         planned = self.round(index)
         return len(planned.candidates) or planned.k or self.k
-
-
-@dataclass
-class AgentConfig:
-    """Who proposes."""
-
-    name: str = "tpe"  # plan, grid, random or tpe
-    allow_repeats: bool = False  # may a setting that was already tried be proposed again
-    startup_trials: int = 10  # tpe: random proposals before the model is used
-    options: dict[str, Any] = field(default_factory=dict)  # further options of an agent of your own
 
 
 @dataclass
@@ -244,25 +226,25 @@ class ClusterConfig:
     patience_min: float = 60.0  # how long a submission is tried again while Slurm does not answer or refuses for now
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.max_parallel is None or self.max_parallel >= 1,
             f"cluster.max_parallel={self.max_parallel}",
             "give at least 1",
         )
-        _require(
+        require(
             not (self.gpus and self.gres),
             "cluster.gpus and cluster.gres both ask for GPUs",
             "set cluster.gpus=null",
         )
         for name in ("poll_s", "queue_poll_s", "mem_gb", "time_min", "cpus"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"cluster.{name}={value}", "give a number above 0")
+            require(value is None or value > 0, f"cluster.{name}={value}", "give a number above 0")
         for name in (
             *("gpus", "max_retries", "max_node_faults", "price_per_gpu_hour"),
             *("result_grace_s", "late_result_s", "stuck_limit_min", "patience_min"),
         ):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"cluster.{name}={value}", "give 0 or more")
+            require(value is None or value >= 0, f"cluster.{name}={value}", "give 0 or more")
 
 
 @dataclass
@@ -284,7 +266,7 @@ def _check_regex(pattern: str) -> None:
         groups = re.compile(pattern).groups
     except re.error as error:
         raise ConfigError(f"task.metric.regex={pattern} is no regular expression: {error}", "correct it") from None
-    _require(groups == 1, f"task.metric.regex={pattern} has {groups} groups", r"give one, the number: 'loss: (\S+)'")
+    require(groups == 1, f"task.metric.regex={pattern} has {groups} groups", r"give one, the number: 'loss: (\S+)'")
 
 
 @dataclass
@@ -313,28 +295,28 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
-            _require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
-        _require(self.overrun_s >= 0, f"task.overrun_s={self.overrun_s}", "give 0 or more")
-        _require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
+            require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
+        require(self.overrun_s >= 0, f"task.overrun_s={self.overrun_s}", "give 0 or more")
+        require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
         for name in self.pass_env:
-            _require(
+            require(
                 bool(_VARIABLES.fullmatch(name)),
                 f"task.pass_env: {name!r} names no environment variable",
                 "give names, or the beginning of some and a *: [MY_SETTING, SITE_*]",
             )
         if self.kind is TaskKind.command:
-            _require(
+            require(
                 self.sandbox is not Sandbox.require,
                 "task.sandbox=require, but a command is never shut in",
                 "leave it out, and let cluster.python put a container around it",
             )
-            _require(
+            require(
                 bool(self.command),
                 "task.kind=command without task.command",
                 'say what to run: task.command="..."',
             )
             given = [m for m in (self.metric.json, self.metric.regex) if m]
-            _require(
+            require(
                 len(given) == 1,
                 "the metric needs one source",
                 "set either task.metric.json or task.metric.regex",
@@ -379,12 +361,12 @@ class CorpusConfig:
     prepare: bool = False  # prepare missing data at the start of a run (small corpora only)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             260 <= self.vocab_size <= 65536,
             f"corpus.vocab_size={self.vocab_size}",
             "give 260 to 65536 (uint16 tokens)",
         )
-        _require(self.seq_len >= 8, f"corpus.seq_len={self.seq_len}", "give at least 8")
+        require(self.seq_len >= 8, f"corpus.seq_len={self.seq_len}", "give at least 8")
 
     @property
     def path(self) -> Path:
@@ -400,12 +382,13 @@ class BudgetConfig:
     max_trials: int | None = None  # trials in all, the baseline and repeated ones included
     gpu_hours: float | None = None  # hours of all trials' GPUs together
     usd: float | None = None  # cost at cluster.price_per_gpu_hour
+    llm_usd: float | None = None  # cost of LLM calls, at the agent's prices; when it is used up, a sampler proposes
     wall_hours: float | None = None  # hours of the controller's work
     patience: int | None = None  # rounds without improvement
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _require(
+            require(
                 value is None or value > 0,
                 f"budget.{name}={value}",
                 "give a number above 0, or null for no limit",
@@ -423,7 +406,7 @@ class LookConfig:
 
     def __post_init__(self) -> None:
         for name in ("keep", "fresh", "share"):
-            _require(getattr(self, name) > 0, f"decide.looks: {name}={getattr(self, name)}", "give a number above 0")
+            require(getattr(self, name) > 0, f"decide.looks: {name}={getattr(self, name)}", "give a number above 0")
 
 
 @dataclass
@@ -451,13 +434,13 @@ class DecideConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_delta", "controls", "price_per_gb"):
-            _require(getattr(self, name) >= 0, f"decide.{name}={getattr(self, name)}", "give 0 or more")
+            require(getattr(self, name) >= 0, f"decide.{name}={getattr(self, name)}", "give 0 or more")
         for name in ("replicates", "incumbent_trials", "noise_sd", "noise_df", "max_vram_gb", "simplify_margin"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"decide.{name}={value}", "give a number above 0")
+            require(value is None or value > 0, f"decide.{name}={value}", "give a number above 0")
         shares = sum(look.share for look in self.looks)
-        _require(0 < self.alpha < 1, f"decide.alpha={self.alpha}", "give a probability between 0 and 1")
-        _require(shares < 1, f"the shares of decide.looks add up to {shares:g}", "leave some for the round's own array")
+        require(0 < self.alpha < 1, f"decide.alpha={self.alpha}", "give a probability between 0 and 1")
+        require(shares < 1, f"the shares of decide.looks add up to {shares:g}", "leave some for the round's own array")
 
 
 @dataclass

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 
 from autoresearch_hpc import decide, report
-from autoresearch_hpc.agents import Agent
+from autoresearch_hpc.agents import PlannedAgent
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Baseline, Config
@@ -22,6 +22,7 @@ from autoresearch_hpc.records import (
     Knobs,
     Proposal,
     SearchState,
+    Verdict,
     candidate_id,
     knob_value,
     to_json,
@@ -42,7 +43,7 @@ class Controller:
         layout: RunLayout,
         ledger: Ledger,
         repo: Repo,
-        agent: Agent,
+        agent: PlannedAgent,
         maker: CandidateMaker,
         fanout: Fanout,
         budget: Budget,
@@ -63,19 +64,23 @@ class Controller:
                         reason = "the agent has nothing more to propose"
                         break
                     self._commit(round_)
+                    self._think_ahead(round_)
                     self._train(round_)
                     self._judge(round_)
                     self._close(round_)
                 self._fanout.settle()
                 self._record("run.stopped", reason=reason)
                 return reason
-        except InterruptedRun:
+        except InterruptedRun as error:
+            self._agent.close()
             cancelled = self._fanout.interrupt()
-            self._record("run.interrupted", reason=self._stop.reason, cancelled=cancelled)
+            self._record("run.interrupted", reason=self._stop.reason or str(error), cancelled=cancelled)
             raise
         except ClusterError as error:
             self._record("run.interrupted", reason=str(error), cancelled=[])
             raise
+        finally:
+            self._agent.close()
 
     # proposing
 
@@ -114,36 +119,66 @@ class Controller:
             proposals.append(Proposal(title="baseline", knobs=base, origin="plan"))
             if plan.baseline is Baseline.alone:
                 return proposals
-        k, room = plan.num_candidates(index), self._budget.room(self._history)
-        open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
-        others = len(proposals) + sum(decide.beside(self._history, self._config.decide).values())
-        if open_ and room.trials is not None and room.trials < k + others:
-            k = max(0, room.trials - others)
-            _log.info("round=%d shrunk to %d: %s", index, k + len(proposals), room.cap)
+        k = self._room_for(index, len(proposals))
         return proposals + (list(self._agent.ask(self._state(index), k)) if k else [])
 
-    def _state(self, index: int) -> SearchState:
+    def _room_for(self, index: int, others: int) -> int:
+        """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
+        plan = self._config.plan
+        k, room = plan.num_candidates(index), self._budget.room(self._history)
+        open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
+        needed = others + sum(decide.beside(self._history, self._config.decide).values())
+        if open_ and room.trials is not None and room.trials < k + needed:
+            k = max(0, room.trials - needed)
+            _log.info("round=%d shrunk to %d: %s", index, k + others, room.cap)
+        return k
+
+    def _state(self, index: int, running: tuple[Proposal, ...] = ()) -> SearchState:
         history = self._history
         incumbent = history.incumbent
-        commit = incumbent.commit if incumbent else history.start_commit
-        knobs: Knobs = self._maker.script_knobs(commit)
-        if incumbent:
-            candidate = history.entry(incumbent.candidate).candidate
-            knobs = candidate.knobs if candidate else knobs
+        entry = history.entry(incumbent.candidate) if incumbent else history.find(decide.BASELINE)
+        if entry and entry.candidate:
+            knobs, source = entry.candidate.knobs, self._maker.sources(entry.candidate.commit)
         else:
-            knobs = {**knobs, **{name: knob_value(value) for name, value in self._config.plan.base.items()}}
+            knobs, source = self._start()
         return SearchState(
             index=index,
             direction=history.direction,
             metric=history.metric,
             incumbent=incumbent.candidate if incumbent else None,
-            incumbent_value=history.entry(incumbent.candidate).value if incumbent else None,
+            incumbent_value=entry.value if entry and incumbent else None,
             incumbent_knobs=knobs,
-            source={path: self._repo.read(commit, path) for path in self._config.task.editable_paths},
+            source=source,
             outcomes=history.outcomes(),
+            program=self._repo.working_text(self._config.agent.program) or "",
             noise=history.noise,
             pool=history.pool,
+            failed=self._failed(),
+            running=running,
+            remaining=tuple(self._budget.remaining(history)),
         )
+
+    def _start(self) -> tuple[Knobs, dict[str, str]]:
+        """Settings and editable files of a baseline that is not committed yet."""
+        start = self._history.start_commit
+        base = {name: knob_value(value) for name, value in self._config.plan.base.items()}
+        edited = self._maker.edit(Proposal(title="baseline", knobs=base), start)
+        files = {path: text for path, text in edited.items() if text is not None}
+        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **files}
+
+    def _failed(self) -> dict[str, dict[str, str]]:
+        """The files of the newest judged round's failed candidates."""
+        judged = [round_ for round_ in self._history.rounds if round_.judged]
+        entries = judged[-1].entries.values() if judged else ()
+        failed = [e for e in entries if e.verdict is Verdict.CRASH and e.id != decide.BASELINE and e.candidate]
+        return {entry.id: self._maker.sources(entry.candidate.commit) for entry in failed if entry.candidate}
+
+    def _think_ahead(self, round_: Round) -> None:
+        """Let the agent draft the next round while this one trains."""
+        index = round_.index + 1
+        if index <= self._config.plan.num_rounds and not round_.judged:
+            running = tuple(entry.proposal for entry in round_.entries.values())
+            self._agent.prepare(self._state(index, running), self._config.plan.num_candidates(index))
 
     @property
     def _base(self) -> str:

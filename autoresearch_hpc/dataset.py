@@ -66,6 +66,15 @@ class Manifest:
         return sum(file.rows for file in getattr(self, split))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """The shape of the data, all that a model may know of it."""
+
+    vocab_size: int
+    seq_len: int
+    bos_id: int
+
+
 class Dataset:
     """A data set opened for reading.
 
@@ -83,6 +92,11 @@ class Dataset:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file.size}"
                 raise DataError(f"damaged data: {path} {found}", _REMEDY)
         self._check_shapes()
+
+    @property
+    def meta(self) -> Meta:
+        m = self.manifest
+        return Meta(vocab_size=m.vocab_size, seq_len=m.seq_len, bos_id=m.bos_id)
 
     def _check_shapes(self) -> None:
         m, width = self.manifest, self.manifest.seq_len + 1

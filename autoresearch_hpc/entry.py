@@ -5,6 +5,7 @@ profiles are found; Hydra's --config-dir adds one more.
 """
 
 import functools
+import importlib.metadata
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from autoresearch_hpc import config
+from autoresearch_hpc.agent_config import ENTRY_POINTS
 from autoresearch_hpc.bundle import bundle_dir
 from autoresearch_hpc.complaints import config_error, did_you_mean, first_unknown
 from autoresearch_hpc.errors import ConfigError
@@ -45,8 +47,11 @@ def conf_dir() -> Path:
 
 @functools.cache
 def register() -> None:
-    """Make the schema and ./conf known to Hydra, once; before anything is composed."""
-    ConfigStore.instance().store(name="schema", node=config.Config)
+    """Make the schema, ./conf and other packages' agents known to Hydra, once; before anything is composed."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=config.Config)
+    for name in importlib.metadata.entry_points(group=ENTRY_POINTS).names:
+        store.store(group="agent", name=name, node={"name": name})
     Plugins.instance().register(_WorkingDirectoryConf)
 
 

@@ -9,9 +9,14 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+_SYSTEM = ("PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LD_LIBRARY_PATH")
+_NETWORK = (
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
 _ANYWHERE = (
-    # the system and the language
-    "PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LD_LIBRARY_PATH",
+    *_SYSTEM,
+    # the languages' own
     "LIBRARY_PATH", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "PKG_CONFIG_PATH", "CC", "CXX", "PYTHONPATH",
     "PYTHONHASHSEED", "PYTHONWARNINGS", "VIRTUAL_ENV", "CONDA_*", "MALLOC_*", "NIX_*",
     # modules
@@ -27,8 +32,7 @@ _TRIAL = ("SLURM_*", "SLURMD_*", "AUTORESEARCH_*")
 # A command's script is the user's own program: it may live in the home directory and fetch what it needs.
 _COMMAND = (
     "HOME", "TMPDIR", "XDG_*", "HF_HOME", "HF_HUB_*", "HF_DATASETS_*", "TRANSFORMERS_*", "WANDB_MODE", "WANDB_DIR",
-    "SCRATCH", "WORK", "PROJECT", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PYTHONUSERBASE", "PYTHONUNBUFFERED",
+    "SCRATCH", "WORK", "PROJECT", "PYTHONUSERBASE", "PYTHONUNBUFFERED", *_NETWORK,
 )  # fmt: skip
 # What the job's own shell needs, for `module load` and the like, and containers around the worker.
 _JOB = (
@@ -49,6 +53,12 @@ def for_job(pass_env: Sequence[str]) -> dict[str, str]:
 def for_trial(pass_env: Sequence[str], *, private: bool) -> dict[str, str]:
     """What a trial's process inherits of its job's environment; a `private` one has nothing of the user's own."""
     return _passing([*_ANYWHERE, *_TRIAL, *(() if private else _COMMAND), *pass_env])
+
+
+def for_cli(keys: Sequence[str]) -> dict[str, str]:
+    """What a coding CLI inherits of the controller: the way to the network, and the keys that are named."""
+    own = {name: os.environ[name] for name in keys if name in os.environ}
+    return {**_passing([*_SYSTEM, *_NETWORK]), **own}
 
 
 def withheld(pass_env: Sequence[str]) -> list[str]:

@@ -33,6 +33,12 @@ class ConfigError(AutoresearchError):
     exit_code = 2
 
 
+def require(condition: bool, problem: str, remedy: str = "") -> None:
+    """Raise ConfigError unless the condition holds."""
+    if not condition:
+        raise ConfigError(problem, remedy)
+
+
 class KnobError(ConfigError):
     pass
 

@@ -5,6 +5,8 @@ appends, so that a resumed run and one that never stopped are in the same state.
 
     run.started     tag, uid, version, config_sha256, repo, start_commit, metric, direction
     run.resumed     pid, host
+    agent.calling   call, at_most_usd: an agent asks an endpoint or runs a program; what it may cost
+    agent.called    call, usd, prompt_tokens, answer_tokens: what it has cost; its answer is in the run's directory
     round.proposed  round, base, proposals {candidate id: proposal}
     round.committed round, candidates [candidate]: one trial of each is wanted
     trials.wanted   round, stage (array | remeasurement | look N), trials {candidate id: further trials}
@@ -62,6 +64,7 @@ class Trial:
     result: TrialResult | None = None
     dropped: str | None = None
     cancelled: bool = False  # by the controller, when it was interrupted
+    done_at: str | None = None  # when its result was taken in
     given_up: str | None = None  # why its job was cancelled before it began
     launch_failed: bool = False  # of one given up: whether it was the node's fault
     gpu_s: float | None = None  # by the cluster's accounting
@@ -77,6 +80,16 @@ class Trial:
     def node(self) -> str | None:
         """The cluster's name of the node that it ended on."""
         return self.result.slurm.nodelist if self.result and self.result.slurm else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A call of an agent's endpoint or program, by all the controllers that began it."""
+
+    at_most_usd: float = 0.0  # of those that never came to an end
+    usd: float | None = None  # None until there is an answer
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,6 +148,7 @@ class Round:
     judged: bool = False
     pool: list[str] = field(default_factory=list)  # its near misses, best first
     closed_at: str | None = None
+    submitted_at: str | None = None  # its first array
     num_arrays: int = 0
 
     @property
@@ -194,6 +208,7 @@ class History:
     incumbent: Incumbent | None = None
     over_baseline: Gain | None = None  # the incumbent's; None where it is the baseline, or they never ran alike
     noise: Noise | None = None  # how far replicates spread, as of the last judgement; None where nothing is known
+    calls: dict[str, Call] = field(default_factory=dict)  # of the agent
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
 
@@ -240,6 +255,11 @@ class History:
         return next((e for e in self.entries() if wanted in (e.id, e.proposal.name)), None)
 
     @property
+    def llm_usd(self) -> float:
+        """What the agent's calls have cost; those without an answer count with the most that they may have."""
+        return sum(call.at_most_usd + (call.usd or 0.0) for call in self.calls.values())
+
+    @property
     def pool(self) -> tuple[str, ...]:
         """Near misses of the round that brought the incumbent and of those since, best first.
 
@@ -269,6 +289,8 @@ class History:
                 verdict=entry.verdict,
                 finding=entry.finding,
                 error=entry.result.error if entry.result else None,
+                fingerprint=entry.candidate.fingerprint if entry.candidate else "",
+                peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
             )
             for round_ in self.rounds
             if round_.judged
@@ -294,6 +316,15 @@ class History:
     def _run_resumed(self, at: str, data: Mapping[str, Any]) -> None:
         self.interrupted = self.stopped = None
 
+    def _agent_calling(self, at: str, data: Mapping[str, Any]) -> None:
+        call = self.calls.setdefault(data["call"], Call())
+        call.at_most_usd += float(data["at_most_usd"])
+
+    def _agent_called(self, at: str, data: Mapping[str, Any]) -> None:
+        call = self.calls[data["call"]]
+        call.usd, call.at_most_usd = float(data["usd"]), 0.0
+        call.prompt_tokens, call.answer_tokens = int(data["prompt_tokens"]), int(data["answer_tokens"])
+
     def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:
         entries = {id_: Entry(id=id_, proposal=from_json(Proposal, p)) for id_, p in data["proposals"].items()}
         self.rounds.append(Round(index=data["round"], base=data["base"], proposed_at=at, entries=entries))
@@ -317,6 +348,7 @@ class History:
     def _submit_intent(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
         round_.num_arrays += 1
+        round_.submitted_at = round_.submitted_at or at
         for id_ in data["trials"]:
             entry = self.entry(id_.rpartition("-")[0])
             known = next((t for t in entry.trials if t.id == id_), None)
@@ -343,7 +375,8 @@ class History:
         trial.given_up, trial.launch_failed = data["reason"], data["launch_failed"]
 
     def _trial_done(self, at: str, data: Mapping[str, Any]) -> None:
-        self.trial(data["trial"]).result = from_json(TrialResult, data["result"])
+        trial = self.trial(data["trial"])
+        trial.result, trial.done_at = from_json(TrialResult, data["result"]), at
 
     def _trial_dropped(self, at: str, data: Mapping[str, Any]) -> None:
         self.trial(data["trial"]).dropped = data["reason"]
@@ -410,6 +443,8 @@ def _worth(entry: Entry) -> float:
 _HANDLERS = {
     "run.started": History._run_started,
     "run.resumed": History._run_resumed,
+    "agent.calling": History._agent_calling,
+    "agent.called": History._agent_called,
     "round.proposed": History._round_proposed,
     "round.committed": History._round_committed,
     "trials.wanted": History._trials_wanted,

@@ -4,6 +4,7 @@ runs/<tag>/
   config.yaml  journal.jsonl  results.tsv  candidates.csv  trials.csv  progress.png  report.html
   controller.lock  controller.log
   rounds/03/arrays/<job name>/     array.json, the sbatch file and the logs of Slurm's side
+  rounds/03/agent/                 what the agent was told and what it answered
   rounds/03/r03-c02/               proposal.json  diff.patch  src/
   rounds/03/r03-c02/trials/t0/     trial.json  claim-0.json  phases.json  train.log  checkpoint.pt  result.json
 """
@@ -122,6 +123,10 @@ class RunLayout:
 
     def round(self, index: int) -> Path:
         return self.root / "rounds" / f"{index:02d}"
+
+    def agent(self, index: int) -> Path:
+        """What the agent keeps of its thoughts for a round."""
+        return self.round(index) / "agent"
 
     def candidate(self, candidate: str) -> Path:
         """Of `r03-c02`: rounds/03/r03-c02."""

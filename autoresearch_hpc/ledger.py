@@ -1,5 +1,6 @@
 """A run's journal together with its replay: what is recorded is durable first, and then so."""
 
+import threading
 from collections.abc import Callable
 
 from autoresearch_hpc.history import History
@@ -14,9 +15,11 @@ class Ledger:
 
     def __init__(self, journal: Journal, verify: Callable[[], None] = lambda: None) -> None:
         self._journal, self.verify = journal, verify
+        self._lock = threading.Lock()  # an agent thinks in a thread of its own, and notes what it spends
         self.history = History.replay(journal.events)
 
     def record(self, event: str, **data: object) -> None:
         """Journal the event, then apply it. Raises OSError where it could not be written: then it has not happened."""
-        self.verify()
-        self.history.apply(self._journal.append(event, **data))
+        with self._lock:
+            self.verify()
+            self.history.apply(self._journal.append(event, **data))

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autoresearch_hpc import environment, knobs
+from autoresearch_hpc.agents.protocol import Brief
 from autoresearch_hpc.candidates import CandidateMaker
-from autoresearch_hpc.config import Config, CorpusConfig, Dirty, TaskKind
+from autoresearch_hpc.config import Config, CorpusConfig, Dirty, KnobsBy, TaskKind
 from autoresearch_hpc.data.apart import prepare_apart
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.errors import ConfigError, DataError, RepoError
@@ -73,6 +74,19 @@ def check_plan(config: Config, repo: Repo, start: str) -> Space | None:
     if space and (broken := space.check(script, fixed)):
         raise ConfigError(f"the baseline violates {broken[0]}", "set other values in plan.base")
     return space
+
+
+def brief(config: Config, space: Space | None) -> Brief:
+    """What the run's agent is built from, but for its desk."""
+    rewrites = config.task.kind is TaskKind.gpt or config.task.knobs_by is KnobsBy.rewrite
+    return Brief(
+        config=config.agent,
+        plan=config.plan,
+        space=space,
+        seed=config.seed,
+        fixed=fixed_values(config.corpus),
+        script=config.task.script if rewrites else None,
+    )
 
 
 def environment_warnings(config: Config) -> Iterator[str]:

@@ -81,6 +81,7 @@ class Candidate:
     knobs: Knobs = field(default_factory=dict)
     diff_lines: int = 0
     net_lines: int = 0  # lines added less lines removed
+    fingerprint: str = ""  # of its editable files and settings: equal where two candidates mean the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,7 @@ class Gpu:
     uuid: str | None = None
     count: int = 0
     visible: str | None = None  # CUDA_VISIBLE_DEVICES as the trial saw it
+    memory_mb: float | None = None  # in all; None of a slice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +253,8 @@ class Outcome:
     verdict: Verdict | None = None
     finding: Comparison | None = None
     error: Failure | None = None
+    fingerprint: str = ""
+    peak_vram_mb: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +269,10 @@ class SearchState:
     incumbent, or of a later one, that looked better under fresh seeds but could not be told from luck. Their edits are
     not in the incumbent; a few together may be worth what each alone was too small to show. Each one's outcome says
     by how much it was ahead.
+
+    `failed` are the editable files of the newest judged round's candidates that failed: what a mended version of one
+    starts from (`Proposal.on`). `running` are the proposals of a round that trains while the next one is thought about;
+    empty when a round is asked for. `remaining` says what the budget still has, in words.
     """
 
     index: int
@@ -278,6 +286,9 @@ class SearchState:
     program: str = ""
     noise: Noise | None = None
     pool: tuple[str, ...] = ()
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    running: tuple[Proposal, ...] = ()
+    remaining: tuple[str, ...] = ()
 
 
 def candidate_id(round_: int, index: int) -> str:

@@ -154,6 +154,13 @@ class Repo:
                 f"{path} in commit {commit[:7]} is not UTF-8 text", "remove it from task.editable"
             ) from None
 
+    def working_text(self, path: str) -> str | None:
+        """A file of the user's checkout as it is now; None where there is none, or no text."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def commit(self, parent: str, files: Mapping[str, str | None], message: str) -> str:
         """A new commit on parent with these files replaced (None: removed); no ref points to it yet."""
         for path in files:

@@ -19,7 +19,25 @@ from autoresearch_hpc.layout import RunLayout
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 _MAX_NAMESAKES = 100
-_FREE = ("budget", "cluster", "runs_dir", "repo", "plan.max_rounds", "corpus.prepare", "task.dirty")  # may change
+# What may change from one controller of a run to the next: how it is done, not what is searched.
+_FREE: tuple[str, ...] = (
+    "budget",
+    "cluster",
+    "runs_dir",
+    "repo",
+    "plan.max_rounds",
+    "corpus.prepare",
+    "task.dirty",
+    "agent.cli",
+)
+_FREE += tuple(
+    f"agent.{name}"
+    for name in (
+        *("base_url", "model", "key_env", "key_file", "temperature", "max_tokens", "json_mode", "timeout_s"),
+        *("max_retries", "server_wait_min", "usd_per_million", "prompt_chars", "spare", "repairs"),
+        *("prefetch", "revise_s"),
+    )
+)
 
 
 def choose_tag(config: Config, runs_dir: Path) -> str:

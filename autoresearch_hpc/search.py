@@ -8,8 +8,9 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch_hpc import __version__, agents, cluster, decide, preflight, report, rundir
@@ -18,6 +19,7 @@ from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.config import Config
 from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.dataset import Dataset
+from autoresearch_hpc.desk import RunDesk
 from autoresearch_hpc.errors import ClusterError, RepoError
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import sha256_text, write_text_atomic
@@ -28,6 +30,8 @@ from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.live import View, open_view
 from autoresearch_hpc.lock import RunLock
 from autoresearch_hpc.repo import Repo
+from autoresearch_hpc.screening import Screen
+from autoresearch_hpc.space import Space
 from autoresearch_hpc.specs import SpecWriter, metric
 from autoresearch_hpc.stopping import StopRequest
 
@@ -66,7 +70,8 @@ def run(config: Config) -> Finished:
     decide.require_known(config.decide)
     for warning in preflight.environment_warnings(config):
         _log.warning("%s", warning)
-    agent = agents.build(config.agent, config.plan, space, config.seed, preflight.fixed_values(config.corpus))
+    brief = preflight.brief(config, space)
+    agents.build(brief)  # with a desk, once there is a run; what is missing shows now
     place = cluster.build(config.cluster, config.task.pass_env)
     _check(place, config, layout, resuming=past.started_at is not None)
     rundir.check_writable(layout)
@@ -87,7 +92,8 @@ def run(config: Config) -> Finished:
             ledger.record("run.resumed", pid=os.getpid(), host=socket.gethostname())
         _log.info("run=%s cluster=%s directory=%s", layout.root.name, place.name, layout.root)
         view = stack.enter_context(closing(open_view(config, layout, shared=place.durable)))
-        reason = _controller(config, layout, ledger, repo, agent, place, dataset, view, lock).run()
+        screen = stack.enter_context(closing(_screen(config, space, dataset, protected=[repo.root, runs_dir])))
+        reason = _controller(config, layout, ledger, repo, brief, screen, place, dataset, view, lock).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
 
@@ -107,7 +113,8 @@ def _controller(
     layout: RunLayout,
     ledger: Ledger,
     repo: Repo,
-    agent: agents.Agent,
+    brief: agents.Brief,
+    screen: Screen,
     place: cluster.Cluster,
     dataset: Dataset | None,
     view: View,
@@ -128,6 +135,7 @@ def _controller(
         data_sha256=dataset.manifest.sha256 if dataset else None,
     )
     maker = CandidateMaker(repo, layout, config.task, tag)
+    agent = agents.build(replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd)))
     budget = Budget(
         config=config.budget,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,
@@ -148,6 +156,11 @@ def _controller(
         budget=budget,
         stop=stop,
     )
+
+
+def _screen(config: Config, space: Space | None, dataset: Dataset | None, protected: Sequence[Path]) -> Screen:
+    names, meta = space.names if space else (), dataset.meta if dataset else None
+    return Screen(config.task, required_knobs=names, meta=meta, protected=protected)
 
 
 def _record_start(ledger: Ledger, config: Config, layout: RunLayout, repo: Repo, start: str) -> None:

@@ -18,7 +18,7 @@ from autoresearch_hpc.errors import ConfigError, KnobError
 from autoresearch_hpc.knobs import fit, no_such_knob
 from autoresearch_hpc.records import Knobs, KnobValue, knob_value
 
-__all__ = ["FIXED", "Domain", "Space", "from_config", "round_float"]
+__all__ = ["FIXED", "Domain", "Space", "around", "from_config", "round_float"]
 
 FIXED = ("SEQ_LEN", "VOCAB_SIZE")  # what bounds may name beside knobs
 
@@ -175,6 +175,20 @@ class Space:
     def sample(self, rng: random.Random) -> dict[str, KnobValue]:
         """A random setting, bounds not looked at."""
         return {name: domain.sample(rng) for name, domain in self.domains.items()}
+
+
+def around(script_knobs: Knobs) -> Space | None:
+    """A space of a script's own floats, from half to twice each one's value; None where it has none to vary.
+
+    Shares stay shares: what lies between 0 and 1 stays below 1.
+    """
+    domains = {}
+    for name, value in script_knobs.items():
+        if isinstance(value, float) and 0 < value:
+            high = min(2 * value, (1 + value) / 2) if value < 1 else 2 * value
+            if value / 2 < high:
+                domains[name] = Domain(type=KnobType.float, low=value / 2, high=high, log=True)
+    return Space(domains=domains) if domains else None
 
 
 def from_config(config: SpaceConfig, script_knobs: Knobs | None = None) -> Space | None:

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from autoresearch_hpc/config.py: `python docs/generate_configuration.py`.
+"""Writes docs/configuration.md from the schema in autoresearch_hpc/: `python docs/generate_configuration.py`.
 
 Every key with its type, default and meaning. The meaning is the comment behind the field, so that the schema and its
 documentation cannot part; with --check nothing is written and the exit code says whether the page is up to date.
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = ROOT / "autoresearch_hpc" / "config.py"
+SCHEMA = [ROOT / "autoresearch_hpc" / name for name in ("agent_config.py", "config.py")]
 PAGE = ROOT / "docs" / "configuration.md"
 
 HEAD = """\
 # Configuration
 
-<!-- Written by docs/generate_configuration.py from autoresearch_hpc/config.py; change the comments there. -->
+<!-- Written by docs/generate_configuration.py from config.py and agent_config.py; change the comments there. -->
 
 A run is configured by [Hydra](https://hydra.cc): the files under `conf/`, then the command line. `+round=NAME` chooses
 a plan, `GROUP=NAME` a file of `conf/GROUP/`, and `GROUP.KEY=VALUE` sets one key, e.g.
@@ -49,6 +49,11 @@ class Record:
 
     meaning: str
     keys: tuple[Key, ...]
+
+
+def source() -> str:
+    """The schema's files, one after the other."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in SCHEMA)
 
 
 def read_schema(source: str) -> dict[str, Record]:
@@ -170,7 +175,7 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def main(arguments: list[str]) -> int:
-    text = page(read_schema(SCHEMA.read_text(encoding="utf-8")))
+    text = page(read_schema(source()))
     if "--check" in arguments:
         same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
         if not same:

@@ -1,28 +1,35 @@
-"""Agents: who proposes candidates. They know no git, no Slurm and no disk layout; see `protocol`.
+"""Agents: who proposes candidates. They know no git and no Slurm; see `protocol`.
 
-`plan`, `grid`, `random` and `tpe` are here; another package adds its own under the entry point group
-"autoresearch_hpc.agents": a callable with the parameters of `Builder` that returns an Agent.
+Samplers of a space are `grid`, `random`, `tpe` and `cmaes`; `llm`, `cli` and `hybrid` edit code; `plan` proposes what
+the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is named as
+`agent.name=package.module:Class`: a callable that takes a `Brief` and returns an Agent.
 """
 
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 
+from autoresearch_hpc.agent_config import ENTRY_POINTS, Drafter
+from autoresearch_hpc.agents import cli, endpoint
+from autoresearch_hpc.agents.authors import Author
 from autoresearch_hpc.agents.cmaes import CmaEsAgent
+from autoresearch_hpc.agents.editing import EditingAgent
 from autoresearch_hpc.agents.grid import GridAgent
+from autoresearch_hpc.agents.llm import LlmAuthor
 from autoresearch_hpc.agents.plan import PlanAgent
-from autoresearch_hpc.agents.protocol import Agent
+from autoresearch_hpc.agents.protocol import Agent, Brief, Desk, Farsighted
 from autoresearch_hpc.agents.random_search import RandomAgent
 from autoresearch_hpc.agents.sampling import Sampler
 from autoresearch_hpc.agents.tpe import TpeAgent
-from autoresearch_hpc.config import AgentConfig, PlanConfig
+from autoresearch_hpc.config import PlanConfig
 from autoresearch_hpc.errors import ConfigError
-from autoresearch_hpc.records import Knobs, Outcome, Proposal, SearchState
+from autoresearch_hpc.records import Outcome, Proposal, SearchState
 from autoresearch_hpc.space import Space
 
-__all__ = ["ENTRY_POINTS", "Agent", "Builder", "build"]
+__all__ = ["EDITING", "ENTRY_POINTS", "Agent", "Brief", "Builder", "Desk", "PlannedAgent", "build"]
 
-ENTRY_POINTS = "autoresearch_hpc.agents"
-Builder = Callable[[AgentConfig, PlanConfig, Space | None, int, Knobs], Agent]
+EDITING = ("llm", "cli", "hybrid")
+Builder = Callable[[Brief], Agent]
 
 _SAMPLERS: Mapping[str, type[Sampler]] = {
     "cmaes": CmaEsAgent,
@@ -32,65 +39,107 @@ _SAMPLERS: Mapping[str, type[Sampler]] = {
 }
 
 
-def build(config: AgentConfig, plan: PlanConfig, space: Space | None, seed: int, fixed: Knobs | None = None) -> Agent:
-    """The agent of a run: explicit candidates where the plan has them, else the configured agent's proposals.
-
-    `fixed` gives SEQ_LEN and VOCAB_SIZE to the space's bounds. Raises ConfigError for an unknown agent or option, and
-    where the agent would need a space or candidates that are not there.
-    """
-    rounds = range(plan.first_round, plan.num_rounds + 1)
-    open_rounds = [index for index in rounds if not plan.round(index).candidates]
-    proposer = _named(config, plan, space, seed, fixed or {}, needed=bool(open_rounds))
-    if isinstance(proposer, PlanAgent) and open_rounds:
-        raise ConfigError(
-            f"round {open_rounds[0]} of the plan has no candidates and agent=plan proposes none of its own",
-            "add candidates to the plan, or choose agent=tpe and a space",
-        )
-    return _Dispatch(plan, PlanAgent(plan), proposer)
-
-
-class _Dispatch:
+class PlannedAgent:
     """Asks the plan in rounds with explicit candidates, the proposer in the others; both hear everything."""
 
-    def __init__(self, plan: PlanConfig, planned: Agent, proposer: Agent) -> None:
+    def __init__(self, plan: PlanConfig, proposer: Agent) -> None:
         self._plan = plan
-        self._planned = planned
+        self._planned = PlanAgent(plan)
         self._proposer = proposer
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
-        agent = self._planned if self._plan.round(state.index).candidates else self._proposer
+        agent: Agent = self._planned if self._plan.round(state.index).candidates else self._proposer
         return agent.ask(state, k)
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self._planned.tell(outcomes)
         self._proposer.tell(outcomes)
 
+    def prepare(self, state: SearchState, k: int) -> None:
+        """Let the proposer think ahead of round `state.index`, if it is one that does and the round is its own."""
+        if isinstance(self._proposer, Farsighted) and not self._plan.round(state.index).candidates:
+            self._proposer.prepare(state, k)
 
-def _named(
-    config: AgentConfig, plan: PlanConfig, space: Space | None, seed: int, fixed: Knobs, *, needed: bool
-) -> Agent:
+    def close(self) -> None:
+        if isinstance(self._proposer, Farsighted):
+            self._proposer.close()
+
+
+def build(brief: Brief) -> PlannedAgent:
+    """The agent of a run: explicit candidates where the plan has them, else the configured agent's proposals.
+
+    Raises ConfigError for an unknown agent or option, and where the agent would need a space, candidates, a key or a
+    program that are not there.
+    """
+    plan = brief.plan
+    rounds = range(plan.first_round, plan.num_rounds + 1)
+    open_rounds = [index for index in rounds if not plan.round(index).candidates]
+    proposer = _proposer(brief, needed=bool(open_rounds))
+    if brief.config.name == "plan" and open_rounds:
+        raise ConfigError(
+            f"round {open_rounds[0]} of the plan has no candidates and agent=plan proposes none of its own",
+            "add candidates to the plan, or choose agent=tpe and a space",
+        )
+    return PlannedAgent(plan, proposer)
+
+
+def _proposer(brief: Brief, *, needed: bool) -> Agent:
     """The agent that the configuration names."""
-    if config.name == "plan":
-        return PlanAgent(plan)
-    if config.name not in _SAMPLERS:
-        return _from_entry_point(config.name)(config, plan, space, seed, fixed)
-    if space is None:
-        if needed:
-            raise ConfigError(f"agent={config.name} has no space to search", "choose one, e.g. space=seed")
-        return PlanAgent(plan)
+    name = brief.config.name
+    own = name != "plan" and name not in EDITING and name not in _SAMPLERS
+    if own:
+        return _builder(name)(brief)
+    if name == "plan" or not needed:
+        return PlanAgent(brief.plan)
+    if name in EDITING:
+        return _editing(brief)
+    if brief.space is None:
+        raise ConfigError(f"agent={name} has no space to search", "choose one, e.g. space=seed")
+    return _sampler(brief, name, brief.space)
+
+
+def _sampler(brief: Brief, name: str, space: Space) -> Agent:
+    config = brief.config
     options = dict(config.options)
-    if config.name == "tpe":
+    if name == "tpe":
         options = {"startup_trials": config.startup_trials, **options}
     try:
-        return _SAMPLERS[config.name](space, seed, fixed, allow_repeats=config.allow_repeats, **options)
+        return _SAMPLERS[name](space, brief.seed, brief.fixed, allow_repeats=config.allow_repeats, **options)
     except TypeError as error:
-        raise ConfigError(f"agent.options={config.options} for agent={config.name}: {error}") from error
+        raise ConfigError(f"agent.options={config.options} for agent={name}: {error}") from error
 
 
-def _from_entry_point(name: str) -> Builder:
+def _editing(brief: Brief) -> Agent:
+    """An agent that edits code; without a desk nothing but a check of what it needs."""
+    config = brief.config
+    if config.name == "hybrid" and brief.space is None:
+        raise ConfigError("agent=hybrid has no space to search", "choose one, e.g. space=seed, or agent=llm")
+    by_cli = config.name == "cli" or (config.name == "hybrid" and config.drafter is Drafter.cli)
+    if by_cli:
+        cli.require_usable(brief)
+    else:
+        endpoint.require_usable(config)
+    if brief.space is not None:
+        _sampler(brief, config.sampler, brief.space)
+    if brief.desk is None:
+        return PlanAgent(brief.plan)
+    author: Author = cli.CliAuthor(brief) if by_cli else LlmAuthor(brief)
+    share = config.share if config.name == "hybrid" else 1.0
+    return EditingAgent(brief, author, lambda space: _sampler(brief, config.sampler, space), share)
+
+
+def _builder(name: str) -> Builder:
+    """A builder of another package, by its entry point or by its place."""
     found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    if name not in found.names:
-        known = ", ".join(sorted({"plan", *_SAMPLERS, *found.names}))
-        raise ConfigError(f"agent={name} is unknown", f"the agents are {known}")
-    builder: Builder = found[name].load()
+    if name in found.names:
+        builder: Builder = found[name].load()
+        return builder
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = ", ".join(sorted({"plan", *_SAMPLERS, *EDITING, *found.names}))
+        raise ConfigError(f"agent={name} is unknown", f"the agents are {known}; or name one as package.module:Class")
+    try:
+        builder = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"agent.name={name}: {error}", "name what can be imported: package.module:Class") from error
     return builder

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoresearch_hpc.dataset import Dataset, map_rows
+from autoresearch_hpc.dataset import Dataset, Meta, map_rows
 from autoresearch_hpc.errors import AutoresearchError, ConfigError
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.harness import standalone
@@ -37,15 +37,6 @@ DATA_FD_VARIABLE = "AUTORESEARCH_DATA_FD"
 MAX_FDS = 64  # of one message
 SCHEMA = 1
 PEAK_FLOPS = 989.5e12  # dense bf16 on an H100 or H200 SXM; MFU counts against it on every GPU
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meta:
-    """The shape of the data, all that a model may know of it."""
-
-    vocab_size: int
-    seq_len: int
-    bos_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +70,7 @@ class Session:
         if spec.meta is not None:
             self.meta = Meta(**spec.meta)
         else:
-            manifest = Dataset(Path(spec.data_dir or "")).manifest
-            self.meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
+            self.meta = Dataset(Path(spec.data_dir or "")).meta
         self.device = choose_device(spec.device)
         self.seed = spec.seed
         if spec.num_threads:

@@ -30,7 +30,6 @@ import numpy.typing as npt
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import read_json
-from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
 from autoresearch_hpc.sandbox import hide_memory
@@ -71,9 +70,8 @@ class Evaluation:
         if spec.data_dir is None:
             raise ValueError("the trial names no data")
         self._dataset = Dataset(Path(spec.data_dir))
-        manifest = self._dataset.manifest
         self._servers, self._spec, self._checkpoint = servers, spec, checkpoint
-        self._meta = Meta(vocab_size=manifest.vocab_size, seq_len=manifest.seq_len, bos_id=manifest.bos_id)
+        self._meta = self._dataset.meta
         gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
         self._device = torch.device("cuda" if gpu else "cpu")
         self._random = np.random.default_rng(secrets.randbits(128))

@@ -52,7 +52,18 @@ def gpu() -> Gpu:
         found = [d for name in wanted for d in found if d.number == name or _is_uuid_of(name, d.uuid)]
     if not found:
         return Gpu(count=0, visible=visible)
-    return Gpu(name=found[0].name, uuid=found[0].uuid, count=len(found), visible=visible)
+    first = found[0]
+    return Gpu(
+        name=first.name, uuid=first.uuid, count=len(found), visible=visible, memory_mb=_memory_mb(first.uuid)
+    )
+
+
+def _memory_mb(uuid: str) -> float | None:
+    """What the driver says of a whole GPU."""
+    asked = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    found = re.search(rf"^{re.escape(uuid)}, *(\d+)$", answer.stdout, re.MULTILINE)
+    return float(found[1]) if found else None
 
 
 class _Device(NamedTuple):

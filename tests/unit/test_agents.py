@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_hpc import agents
-from autoresearch_hpc.agents import Agent
+from autoresearch_hpc.agents import Agent, Brief
 from autoresearch_hpc.agents.titles import changes, show
 from autoresearch_hpc.config import (
     AgentConfig,
@@ -68,7 +68,11 @@ def plan() -> PlanConfig:
 
 def make(name: str, searched: Space | None = None, *, seed: int = 0, **config: object) -> Agent:
     chosen = plan() if name == "plan" else PlanConfig(name="p", max_rounds=3)
-    return agents.build(AgentConfig(name=name, **config), chosen, searched or space(), seed, FIXED)
+    return build(AgentConfig(name=name, **config), chosen, searched or space(), seed)
+
+
+def build(config: AgentConfig, chosen: PlanConfig, searched: Space | None, seed: int = 0) -> Agent:
+    return agents.build(Brief(config=config, plan=chosen, space=searched, seed=seed, fixed=FIXED))
 
 
 def outcome(
@@ -258,7 +262,7 @@ def test_floats_have_four_significant_digits(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_round_0_can_be_asked_for_before_the_baseline_is_known(name: str) -> None:
     joined = PlanConfig(name="p", k=3, baseline=Baseline.joined)
-    agent = agents.build(AgentConfig(name=name), joined, space(**SMALL), 0, FIXED)
+    agent = build(AgentConfig(name=name), joined, space(**SMALL))
     nobody = replace(state(0), incumbent=None, incumbent_value=None)
     proposals = agent.ask(nobody, 5)
     assert len(proposals) == 5
@@ -269,28 +273,28 @@ def test_round_0_can_be_asked_for_before_the_baseline_is_known(name: str) -> Non
 
 
 def test_an_unknown_agent_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="agent=tpee is unknown; the agents are cmaes, grid, plan, random, tpe"):
+    with pytest.raises(ConfigError, match="agent=tpee is unknown; the agents are cli, cmaes, grid, hybrid, llm, plan, random, tpe; or"):
         make("tpee")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_needs_a_space_only_where_the_plan_leaves_rounds_open(name: str) -> None:
     with pytest.raises(ConfigError, match=f"agent={name} has no space to search; choose one, e.g. space=seed"):
-        agents.build(AgentConfig(name=name), PlanConfig(name="p"), None, 0, FIXED)
-    agent = agents.build(AgentConfig(name=name), plan(), None, 0, FIXED)
+        build(AgentConfig(name=name), PlanConfig(name="p"), None)
+    agent = build(AgentConfig(name=name), plan(), None)
     assert len(agent.ask(state(1), 1)) == 4
 
 
 def test_the_plan_agent_alone_needs_candidates_in_every_round() -> None:
     rounds = [RoundConfig(candidates=[CandidateConfig(knobs={"DEPTH": 9})]), RoundConfig(k=3)]
     with pytest.raises(ConfigError, match="round 2 of the plan has no candidates"):
-        agents.build(AgentConfig(name="plan"), PlanConfig(name="p", rounds=rounds), None, 0)
-    assert agents.build(AgentConfig(name="plan"), PlanConfig(name="p", rounds=rounds, max_rounds=1), None, 0)
+        build(AgentConfig(name="plan"), PlanConfig(name="p", rounds=rounds), None)
+    assert build(AgentConfig(name="plan"), PlanConfig(name="p", rounds=rounds, max_rounds=1), None)
 
 
 def test_explicit_and_proposed_rounds_alternate() -> None:
     rounds = [RoundConfig(candidates=[CandidateConfig(knobs={"DEPTH": 9})]), RoundConfig(k=3)]
-    agent = agents.build(AgentConfig(name="random"), PlanConfig(name="p", rounds=rounds), space(), 0, FIXED)
+    agent = build(AgentConfig(name="random"), PlanConfig(name="p", rounds=rounds), space())
     assert [p.origin for p in agent.ask(state(1), 1)] == ["plan"]
     agent.tell([outcome(0, {}, 1.0)])
     assert [p.origin for p in agent.ask(state(2), 3)] == ["random"] * 3
@@ -306,11 +310,24 @@ def test_an_agent_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.metadata.EntryPoints([point])
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found.select(group=group))
     monkeypatch.setitem(sys.modules, "test_agents", sys.modules[__name__])
-    monkeypatch.setattr(sys.modules[__name__], "mine", lambda c, p, s, seed, f: _Mine(c.options, seed), raising=False)
+    monkeypatch.setattr(
+        sys.modules[__name__], "mine", lambda brief: _Mine(brief.config.options, brief.seed), raising=False
+    )
     agent = make("mine", seed=5, options={"a": 1})
     assert [p.title for p in agent.ask(state(), 1)] == ["{'a': 1} 5"]
-    with pytest.raises(ConfigError, match="the agents are cmaes, grid, mine, plan, random, tpe"):
+    with pytest.raises(
+        ConfigError, match="the agents are cli, cmaes, grid, hybrid, llm, mine, plan, random, tpe; or name one"
+    ):
         make("other")
+
+
+def test_an_agent_is_named_by_its_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_package", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules[__name__], "mine", lambda brief: _Mine(brief.config.options, 0), raising=False)
+    assert make("my_package:mine").ask(state(), 1)[0].title == "{} 0"
+    for name in ("my_package:other", "no_such_package:Class"):
+        with pytest.raises(ConfigError, match=rf"agent\.name={name}: .*name what can be imported"):
+            make(name)
 
 
 class _Mine:
@@ -336,7 +353,7 @@ def test_importing_agents_imports_no_library_of_theirs() -> None:
 
 def planned(*rounds: list[CandidateConfig], baseline: Baseline = Baseline.alone) -> Agent:
     config = PlanConfig(name="p", rounds=[RoundConfig(candidates=r) for r in rounds], baseline=baseline)
-    return agents.build(AgentConfig(name="plan"), config, None, 0)
+    return build(AgentConfig(name="plan"), config, None)
 
 
 def test_candidates_are_proposed_as_they_stand_and_in_full() -> None:

@@ -40,7 +40,7 @@ def test_the_page_is_up_to_date(generator: ModuleType) -> None:
 
 
 def test_every_key_of_the_schema_has_a_line_with_its_default(generator: ModuleType) -> None:
-    lines = generator.page(generator.read_schema(generator.SCHEMA.read_text())).splitlines()
+    lines = generator.page(generator.read_schema(generator.source())).splitlines()
     rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
     schema = OmegaConf.structured(Config)
 
@@ -64,7 +64,7 @@ def test_every_key_of_the_schema_has_a_line_with_its_default(generator: ModuleTy
 
 
 def test_every_key_has_a_meaning(generator: ModuleType) -> None:
-    schema = generator.read_schema(generator.SCHEMA.read_text())
+    schema = generator.read_schema(generator.source())
     silent = [
         f"{name}.{key.name}" for name, r in schema.items() for key in r.keys if not key.meaning and not key.record
     ]

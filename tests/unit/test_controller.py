@@ -32,6 +32,12 @@ class Listener:
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self.told += outcomes
 
+    def prepare(self, state: SearchState, k: int) -> None:
+        self.asked.append(state)
+
+    def close(self) -> None:
+        pass
+
 
 class Seat:
     """A controller over a run's journal; what makes commits and trains is not there."""
@@ -43,9 +49,9 @@ class Seat:
             Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide),
             layout=run.layout,
             ledger=self.ledger,
-            repo=SimpleNamespace(read=lambda commit, path: f"# {commit}"),  # type: ignore[arg-type]
-            agent=self.agent,
-            maker=SimpleNamespace(script_knobs=lambda commit: {}),  # type: ignore[arg-type]
+            repo=SimpleNamespace(working_text=lambda path: f"what {path} says"),  # type: ignore[arg-type]
+            agent=self.agent,  # type: ignore[arg-type]
+            maker=SimpleNamespace(sources=lambda commit: {"train.py": f"# {commit}"}),  # type: ignore[arg-type]
             fanout=absent,
             budget=Budget(config=BudgetConfig(), price_per_gpu_hour=0.0, job_limit_s=1.0),
             stop=absent,
@@ -75,6 +81,9 @@ def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> Non
     assert state.noise
     assert state.noise.sd == 0.0006
     assert state.pool == ("r01-c01",)
+    assert state.program == "what program.md says"
+    assert state.failed == {}
+    assert state.running == ()
     near = next(outcome for outcome in state.outcomes if outcome.candidate == state.pool[0])
     assert near.finding
     assert near.finding.words.startswith("near miss: +0.001500 ± 0.001300, p=0.071 of K=3, expected +0.000900 (")

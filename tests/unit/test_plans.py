@@ -1,5 +1,6 @@
 """Every plan, space and agent under conf/ composes, loads and can be proposed; the published ones hold their facts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,11 @@ def rounds_of(loaded: Config) -> list[list[Proposal]]:
     """All proposals of a plan, round by round, as a controller would ask for them."""
     base = knobs.read(knobs.rewrite(SCRIPT, loaded.plan.base))
     fixed: Knobs = {"SEQ_LEN": loaded.corpus.seq_len, "VOCAB_SIZE": loaded.corpus.vocab_size}
-    agent = agents.build(loaded.agent, loaded.plan, space.from_config(loaded.space), loaded.seed, fixed)
+    searched = space.from_config(loaded.space)
+    editing = loaded.agent.name in agents.EDITING  # nobody is asked here: its sampler fills every slot
+    config = replace(loaded.agent, name=loaded.agent.sampler) if editing else loaded.agent
+    brief = agents.Brief(config=config, plan=loaded.plan, space=searched, seed=loaded.seed, fixed=fixed)
+    agent = agents.build(brief)
     agent.tell([_outcome(0, 0, Proposal(title="baseline"), base)])
     rounds = []
     for index in range(loaded.plan.first_round, loaded.plan.num_rounds + 1):
