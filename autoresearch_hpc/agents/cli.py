@@ -8,7 +8,6 @@ directory alone where the kernel lets a process be shut in.
 """
 
 import contextlib
-import difflib
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from autoresearch_hpc.agents import prompts
 from autoresearch_hpc.agents.authors import AuthorError, Drafts
 from autoresearch_hpc.agents.background import side_by_side
 from autoresearch_hpc.agents.drafts import Draft, Rejected
-from autoresearch_hpc.agents.edits import Patch
+from autoresearch_hpc.agents.edits import difference
 from autoresearch_hpc.agents.protocol import Brief
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.files import read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -116,15 +115,15 @@ class CliAuthor:
         self._desk.spent(id_, self._cli.usd_per_call, 0, 0)
         told = read_json(answer)
         before = {path: _read(folder / "before" / path) or "" for path in state.source}
-        patch = _patch(before, {path: text for path, text in told["files"].items() if text is not None})
+        patch = difference(before, {path: text for path, text in told["files"].items() if text is not None})
         missing = [path for path, text in told["files"].items() if text is None]
         if missing:
             return Rejected(problem=f"{', '.join(missing)} is gone, or no text, or larger than a megabyte", draft=none)
-        if not patch:
+        if patch is None:
             return Rejected(problem=told["problem"] or f"none of {', '.join(state.source)} was changed", draft=none)
         title, reasoning = _idea(told["idea"])
         title = title or f"an edit by {Path(self._cli.command[0]).name}"
-        return Draft(title=title, reasoning=reasoning, edits=(Patch(diff=patch),), slot=slot)
+        return Draft(title=title, reasoning=reasoning, edits=(patch,), slot=slot)
 
     def _call(self, folder: Path, prompt: str) -> str:
         """Run the CLI to its end, or to its limit. What went wrong, in words."""
@@ -236,17 +235,6 @@ def _read(path: Path) -> str | None:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _patch(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    parts = [
-        line if line.endswith("\n") else f"{line}\n"
-        for path, text in after.items()
-        for line in difflib.unified_diff(
-            before[path].splitlines(keepends=True), text.splitlines(keepends=True), f"a/{path}", f"b/{path}"
-        )
-    ]
-    return "".join(parts)
 
 
 def _idea(text: str) -> tuple[str, str]:

@@ -1,15 +1,15 @@
 """Drafts: what an author, a language model or a coding CLI, wants to try, before it is known whether it can be done."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoresearch_hpc import knobs
-from autoresearch_hpc.agents.edits import Edit, EditError, apply
+from autoresearch_hpc.agents.edits import Edit, EditError, WholeFile, apply, difference
 from autoresearch_hpc.errors import KnobError
 from autoresearch_hpc.fingerprint import fingerprint
 from autoresearch_hpc.records import Knobs, Proposal
 
-__all__ = ["Attempt", "Draft", "Rejected", "attempt"]
+__all__ = ["Attempt", "Draft", "Rejected", "attempt", "movable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,17 @@ class Attempt:
     before: Mapping[str, str]
     after: Mapping[str, str]
     fingerprint: str
+
+
+def movable(draft: Draft, before: Mapping[str, str]) -> Draft:
+    """The draft with whole files told as differences from `before`, so that it can be made on a later incumbent."""
+    if not any(isinstance(edit, WholeFile) for edit in draft.edits):
+        return draft
+    try:
+        patch = difference(before, apply(draft.edits, before))
+    except EditError:
+        return draft  # it cannot be made at all, which its author shall hear
+    return replace(draft, edits=(patch,) if patch else ())
 
 
 def attempt(draft: Draft, before: Mapping[str, str], script: str | None, origin: str, beside: Knobs) -> Attempt:

@@ -11,15 +11,17 @@ While a round trains the next one is drafted. When the results are in, the autho
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from autoresearch_hpc import knobs
 from autoresearch_hpc.agent_config import Prefetch
 from autoresearch_hpc.agents.authors import Author, AuthorError, Drafts
 from autoresearch_hpc.agents.background import Task
-from autoresearch_hpc.agents.drafts import Attempt, Draft, Rejected, attempt
+from autoresearch_hpc.agents.drafts import Attempt, Draft, Rejected, attempt, movable
 from autoresearch_hpc.agents.edits import EditError
 from autoresearch_hpc.agents.protocol import Agent, Brief
 from autoresearch_hpc.errors import InterruptedRun, KnobError
+from autoresearch_hpc.files import read_json, write_json_atomic
 from autoresearch_hpc.fingerprint import fingerprint
 from autoresearch_hpc.records import Knobs, Outcome, Proposal, SearchState, Status
 from autoresearch_hpc.space import Space, around
@@ -64,6 +66,7 @@ class EditingAgent:
         n = self._slots(state.index, k)
         chosen: list[Attempt] = []
         if n:
+            _log.info("round=%d agent=%s is asked for %d of %d", state.index, self._author.origin, n, k)
             thinking = Task(lambda: self._authored(state, n))
             try:
                 chosen = thinking.wait(self._desk.check_stop)
@@ -87,7 +90,8 @@ class EditingAgent:
 
     def _drafted(self, state: SearchState, n: int) -> Drafts:
         """Drafts made ahead, those that can be used first. What is found out of them now is known later."""
-        drafts = self._author.draft(state, n, "draft")
+        write_json_atomic(self._source_then(state), dict(state.source))
+        drafts = _movable(self._author.draft(state, n, "draft"), state.source)
         good, _ = self._sorted(state, drafts, n)
         usable = [made.draft for made in good]
         return [*usable, *(draft for draft in drafts if draft not in usable)]
@@ -96,7 +100,8 @@ class EditingAgent:
         """Up to n attempts that can be trained. Raises AuthorError where the author says nothing at all."""
         drafts, name = self._first_drafts(state, n)
         good, rejected = self._sorted(state, drafts, n)
-        for again in range(1, self._config.repairs + 1):
+        repairs = self._config.repairs if name != "draft" else 0  # the GPUs wait already
+        for again in range(1, repairs + 1):
             if len(good) >= n or not rejected:
                 break
             try:
@@ -120,7 +125,8 @@ class EditingAgent:
             if ahead and ahead[0] == state.index:
                 drafts = ahead[1].wait()
             elif self._config.prefetch is not Prefetch.none and self._author.has(state, "draft"):
-                drafts = self._author.draft(state, n, "draft")  # an earlier controller's
+                then = read_json(self._source_then(state))
+                drafts = _movable(self._author.draft(state, n, "draft"), then)  # an earlier controller's
         except AuthorError as error:
             _log.info("round=%d agent=%s drafted nothing ahead: %s", state.index, self._author.origin, error)
         whole = [draft for draft in drafts if isinstance(draft, Draft)]
@@ -133,6 +139,10 @@ class EditingAgent:
             except AuthorError as error:
                 _log.info("round=%d agent=%s keeps its drafts: %s", state.index, self._author.origin, error)
         return drafts, "draft"
+
+    def _source_then(self, state: SearchState) -> Path:
+        """The incumbent's files when the round was drafted."""
+        return self._desk.folder(state.index) / "draft.source.json"
 
     # whether it can be done
 
@@ -231,6 +241,10 @@ class EditingAgent:
             sampler = self._make_sampler(space)
             sampler.tell(self._outcomes)
         yield from sampler.ask(state, count)
+
+
+def _movable(drafts: Drafts, source: Mapping[str, str]) -> Drafts:
+    return [movable(draft, source) if isinstance(draft, Draft) and not draft.fixes else draft for draft in drafts]
 
 
 def _knobs_of(source: str, script: str) -> Knobs:

@@ -5,11 +5,12 @@ A hunk of a diff is such a block, since the line numbers of models are guesses; 
 Nothing is applied in part: an edit that cannot be made raises EditError, whose words are meant for its author.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Edit", "EditError", "Patch", "Replacement", "WholeFile", "apply"]
+__all__ = ["Edit", "EditError", "Patch", "Replacement", "WholeFile", "apply", "difference"]
 
 _SHOWN_CHARS = 200
 _HUNK = re.compile(r"@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@")
@@ -64,6 +65,18 @@ def apply(edits: Sequence[Edit], files: Mapping[str, str]) -> dict[str, str]:
                     _require_known(path, edited)
                     edited[path] = _patched(edited[path], hunk, path)
     return edited
+
+
+def difference(before: Mapping[str, str], after: Mapping[str, str]) -> Patch | None:
+    """The edit that turns one into the other, and may apply to other texts too; None where there is none."""
+    lines = [
+        line if line.endswith("\n") else f"{line}\n"
+        for path, text in after.items()
+        for line in difflib.unified_diff(
+            before[path].splitlines(keepends=True), text.splitlines(keepends=True), f"a/{path}", f"b/{path}"
+        )
+    ]
+    return Patch(diff="".join(lines)) if lines else None
 
 
 def _require_known(path: str, files: Mapping[str, str]) -> None:

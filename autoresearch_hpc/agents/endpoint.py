@@ -97,7 +97,7 @@ class Endpoint:
                 if error.status_code not in (408, 409, 429) and error.status_code < 500 and not moved:
                     raise EndpointError(problem) from None
                 pause_s = max(pause_s, _retry_after(error))
-            except (openai.APIError, _Unreadable) as error:
+            except (openai.OpenAIError, OSError, ValueError, TypeError, AttributeError) as error:  # of odd bodies, too
                 problem = _words(error, place)
             tries += 1
             if tries > self._config.max_retries or pause_s > limit_s - (time.monotonic() - started):
@@ -109,9 +109,9 @@ class Endpoint:
         begun = time.monotonic()
         create: Any = self._connected(place).chat.completions.create  # typed for fixed parameters only
         answer = create(model=place.model, messages=messages, timeout=timeout_s, **self._parameters())
-        choices = getattr(answer, "choices", None)  # of a body that is no JSON there is only its text
+        choices = answer.choices
         if not choices:
-            raise _Unreadable("the endpoint's answer has no choices")
+            raise ValueError("the endpoint's answer has no choices")
         usage, message = answer.usage, choices[0].message
         text = message.content or ""
         refusal = getattr(message, "refusal", None)
@@ -180,10 +180,6 @@ class Endpoint:
         while (left := deadline - time.monotonic()) > 0:
             self._tick()
             time.sleep(min(0.2, left))
-
-
-class _Unreadable(Exception):
-    """An answer that is none."""
 
 
 def require_usable(config: AgentConfig) -> None:
