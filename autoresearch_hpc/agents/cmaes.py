@@ -32,7 +32,11 @@ _NO_FAULT = (Status.LOST, Status.CANCELLED)  # say nothing about the setting
 
 
 class CmaEsAgent(Sampler):
-    """`sigma` is the first standard deviation, of a range of 1; `population` that of a generation, 4 + 3 ln d."""
+    """Proposes samples of the distribution, random settings where they are used up.
+
+    `sigma` is its first standard deviation, as a part of each knob's range; `population` how many outcomes it takes for
+    one step, 4 + 3 ln d for d knobs where none is given.
+    """
 
     origin = "cmaes"
 
