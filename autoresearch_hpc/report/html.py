@@ -7,6 +7,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 
 from autoresearch_hpc import __version__
 from autoresearch_hpc.files import write_text_atomic
@@ -97,12 +98,23 @@ def _figures(summary: Summary) -> Iterator[str]:
             formats.hours(summary.trial_s),
             (f"{summary.useful:.0%} of it training" if summary.useful is not None else "") + cost,
         ),
+        *_pauses(summary),
     ]
     cards = "".join(
         f'<div><span class="name">{escape(name)}</span><b>{escape(text)}</b><span>{escape(note)}</span></div>'
         for name, text, note in figures
     )
     yield f'<section class="figures">{cards}</section>'
+
+
+def _pauses(summary: Summary) -> Iterator[tuple[str, str, str]]:
+    """How long GPUs waited between rounds, and what the agent's calls came to."""
+    if summary.pauses:
+        total, thought = (median(getattr(p, name) for p in summary.pauses) for name in ("total_s", "thought_s"))
+        yield "between rounds", f"{total:.1f} s", f"from the last result to the next array, {thought:.1f} s the agent's"
+    if thinking := summary.thinking:
+        tokens = f"{thinking.prompt_tokens:,} + {thinking.answer_tokens:,} tokens" if thinking.prompt_tokens else ""
+        yield "agent's calls", str(thinking.num_calls), ", ".join(filter(None, (tokens, f"${thinking.usd:,.4f}")))
 
 
 def _belief(gain: Gain | None) -> Iterator[tuple[str, str, str]]:

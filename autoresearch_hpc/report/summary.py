@@ -5,6 +5,7 @@ same sum without dropped trials is what the trials would have taken one after an
 candidate has several: it is OK if one of them is, and its value is the mean of the good ones.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,24 @@ class RoundSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """From a round's last result to the next one's first array; in seconds. GPUs wait for it."""
+
+    total_s: float
+    thought_s: float  # of these, until the agent had proposed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """What the agent's calls of an endpoint or a program came to."""
+
+    num_calls: int
+    prompt_tokens: int
+    answer_tokens: int
+    usd: float  # those without an answer with the most that they may have cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run did, cost and found. Times in seconds; None where nothing can be said yet."""
 
@@ -80,6 +99,8 @@ class Summary:
     leading_trials: int
     leading_candidate: str | None
     over_baseline: Gain | None  # as of the last judgement
+    pauses: tuple[Pause, ...]  # between rounds, where one controller saw both
+    thinking: Thinking | None  # None where the agent calls nothing
     kept: tuple[tuple[str, Gain], ...]  # every winner and its gain on the incumbent before it, as it was judged
 
     @property
@@ -138,6 +159,8 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         leading_trials=len(leading.values) if leading else 0,
         leading_candidate=leading.id if leading else None,
         over_baseline=history.over_baseline,
+        pauses=tuple(_pauses(history)),
+        thinking=_thinking(history),
         kept=tuple(_kept(history)),
     )
 
@@ -193,6 +216,29 @@ def _kept(history: History) -> Iterator[tuple[str, Gain]]:
     for entry in history.entries():
         if entry.verdict is Verdict.KEEP and entry.finding and entry.finding.gain:
             yield entry.id, entry.finding.gain
+
+
+def _pauses(history: History) -> Iterator[Pause]:
+    starts = [start for start, _ in history.active]
+    for before, after in itertools.pairwise(history.rounds):
+        done = [trial.done_at for trial in before.trials if trial.done_at]
+        if not done or after.submitted_at is None or before.closed_at is None:
+            continue
+        if not any(max(done) <= start <= after.submitted_at for start in starts):
+            thought_s = _between(before.closed_at, after.proposed_at)
+            yield Pause(total_s=_between(max(done), after.submitted_at), thought_s=thought_s)
+
+
+def _thinking(history: History) -> Thinking | None:
+    calls = list(history.calls.values())
+    if not calls:
+        return None
+    return Thinking(
+        num_calls=len(calls),
+        prompt_tokens=sum(call.prompt_tokens for call in calls),
+        answer_tokens=sum(call.answer_tokens for call in calls),
+        usd=history.llm_usd,
+    )
 
 
 def _active_s(history: History, now: datetime | None) -> float:

@@ -5,6 +5,7 @@ What was gained is never said without what is known of its noise.
 
 import io
 from collections.abc import Iterator, Mapping
+from statistics import median
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -61,6 +62,20 @@ def kept_lines(summary: Summary, most: int) -> Iterator[tuple[str, str]]:
         yield f"kept {id_}", f"{gain.words}{expected}"
 
 
+def pause_lines(summary: Summary) -> Iterator[str]:
+    """How long GPUs waited between rounds, and what the agent's calls came to."""
+    if summary.pauses:
+        totals, thoughts = [p.total_s for p in summary.pauses], [p.thought_s for p in summary.pauses]
+        yield (
+            f"between rounds: {median(totals):.1f} s without a trial, "
+            f"{median(thoughts):.1f} s of it the agent's; at most {max(totals):.1f} s"
+        )
+    if thinking := summary.thinking:
+        tokens = f", {thinking.prompt_tokens:,} + {thinking.answer_tokens:,} tokens" if thinking.prompt_tokens else ""
+        cost = f", ${thinking.usd:,.4f}" if thinking.usd else ""
+        yield f"agent: {formats.count(thinking.num_calls, 'call')}{tokens}{cost}"
+
+
 def _cells(row: RoundSummary) -> tuple[str, ...]:
     return (
         str(row.index),
@@ -101,6 +116,7 @@ def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
             f"the same trials one after another: {formats.duration(summary.sequential_s)}; "
             f"speed-up {summary.speed_up:.1f}x"
         )
+    yield from pause_lines(summary)
     width = max((len(name) for name in where), default=0)
     for name, place in where.items():
         yield f"{name:<{width}}  {place}"

@@ -265,7 +265,7 @@ def test_the_plain_summary_names_times_and_places(run: FakeRun) -> None:
 def test_the_summary_says_what_is_behind_its_numbers(told: FakeRun) -> None:
     text = render_text(summarize(told.history(), read_settings(told.layout.config)))
     lines = text.splitlines()
-    assert lines[-8:] == [
+    assert lines[-9:] == [
         f"best val_bpb   0.994800  r01-c00, 3 trials, noise 0.000600, commit {commit_of('r01-c00')[:7]}",
         "baseline       1.000000  4 trials; better by 0.005200 ± 0.001250 (0.52%)",
         "expected gain  0.004700  (0.003200 to 0.006200), less the luck of being picked",
@@ -274,8 +274,29 @@ def test_the_summary_says_what_is_behind_its_numbers(told: FakeRun) -> None:
         "wall time: 30 min 00 s",
         "GPU time: 1.48 h, 62% of it training, $2.97",
         "the same trials one after another: 1 h 29 min; speed-up 3.0x",
+        "between rounds: 0.0 s without a trial, 0.0 s of it the agent's; at most 0.0 s",
     ]
     assert max(map(len, lines)) <= 80
+
+
+def test_what_gpus_waited_for_and_what_the_agent_cost(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r")
+    run.round([("baseline", 1.0, "keep")])
+    for wait_s in (3.0, 7.0):
+        run.event("agent.calling", call="r01/propose", at_most_usd=0.5)
+        run.wait(wait_s)
+        run.event("agent.called", call="r01/propose", usd=0.02, prompt_tokens=1000, answer_tokens=234)
+        run.event("agent.calling", call="r01/propose-repair-1", at_most_usd=0.25)
+        run.round([("a", 0.9, "keep")])
+    run.wait(100.0)
+    run.event("run.resumed", pid=1, host="h")  # nobody waited for a controller that was not there
+    run.round([("b", 0.9, "discard")])
+    summary = summarize(run.history())
+    assert [pause.total_s for pause in summary.pauses] == [3.0, 7.0]
+    assert [pause.thought_s for pause in summary.pauses] == [3.0, 7.0]
+    text = render_text(summary)
+    assert "between rounds: 5.0 s without a trial, 5.0 s of it the agent's; at most 7.0 s" in text
+    assert "agent: 2 calls, 1,000 + 234 tokens, $0.5200" in text, "a call without an answer counts in full, each time"
 
 
 def test_a_near_miss_is_no_plain_discard(tmp_path: Path) -> None:
