@@ -18,7 +18,8 @@ parser.add_argument("--key-file", type=Path, help="where its key is, else in the
 parser.add_argument("--open", action="store_true", help="demand no key")
 parser.add_argument("--slow", type=float, default=0, help="seconds until it answers")
 parser.add_argument("--no-model", action="store_true")
-parser.add_argument("--dies", type=float, help="seconds until it ends by itself")
+parser.add_argument("--dies", action="store_true", help="end by itself, 3 s after the first answer")
+parser.add_argument("--dies-loading", action="store_true", help="end by itself before that")
 parser.add_argument("--deaf", action="store_true", help="do not react to SIGTERM")
 parser.add_argument("--child", type=Path, help="start a process in a session of its own, and write its id there")
 options = parser.parse_args()
@@ -34,13 +35,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        if allowed and options.dies:
+            threading.Timer(3, die).start()
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 def die() -> None:
-    time.sleep(options.dies)
     print("Traceback:\n\x1b[31mRuntimeError: no room\x1b[0m on the GPU\n", file=sys.stderr, flush=True)
     os._exit(7)
 
@@ -48,8 +50,8 @@ def die() -> None:
 print(f"loading, with the key {key}", flush=True)
 if options.deaf:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if options.dies is not None:
-    threading.Thread(target=die).start()
+if options.dies_loading:
+    die()
 if options.child:
     options.child.write_text(str(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
 time.sleep(options.slow)

@@ -157,7 +157,7 @@ def test_where_requeue_is_forbidden_another_job_follows(cluster: Sandbox, home: 
 
 
 def test_a_server_that_dies_fails_its_job_in_one_line(cluster: Sandbox, home: Path, submit: Submit) -> None:
-    job = submit(LLM_SERVER=f"{STAND_IN} --dies 3")
+    job = submit(LLM_SERVER=f"{STAND_IN} --dies")
     address(cluster, address_file(home))
     cluster.wait_state(job, "FAILED", timeout_s=30)
     assert details(cluster, job)["ExitCode"] == "1:0"

@@ -50,7 +50,7 @@ class Job:
         found: dict[str, Any] = json.loads(self.address_file.read_text(encoding="utf-8"))
         return found
 
-    def ended(self, code: int, timeout_s: float = 15) -> str:
+    def ended(self, code: int, timeout_s: float = 60) -> str:
         """Wait for its end; what it said last."""
         assert self.process.wait(timeout_s) == code, self.said
         return self.said.splitlines()[-1]
@@ -83,7 +83,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         job.process.wait()
 
 
-def until(condition: Callable[[], object], job: Job, timeout_s: float = 15) -> None:
+def until(condition: Callable[[], object], job: Job, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert job.process.poll() is None, job.said
@@ -255,7 +255,7 @@ def test_stopped_while_it_loads_there_is_never_a_file(start: Start) -> None:
     job = start(misbehave=("--slow", "60"))
     until(lambda: "loading" in job.said, job)
     job.process.send_signal(signal.SIGUSR1)
-    job.ended(3, timeout_s=5)
+    job.ended(3, timeout_s=30)
     assert not job.address_file.exists()
 
 
@@ -280,7 +280,7 @@ def test_a_job_that_is_killed_outright_takes_its_server_along(start: Start) -> N
     job = start()
     address = job.address()
     job.process.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while is_up(address):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -290,10 +290,10 @@ def test_a_job_that_is_killed_outright_takes_its_server_along(start: Start) -> N
     assert is_up(again.address())
 
 
-@pytest.mark.parametrize("after", ["0", "2"])
-def test_a_server_that_dies_is_told_of_with_its_last_words(start: Start, after: str) -> None:
-    job = start(misbehave=("--dies", after, *(("--slow", "60") if after == "0" else ())))
-    if after != "0":
+@pytest.mark.parametrize("fault", ["--dies-loading", "--dies"])
+def test_a_server_that_dies_is_told_of_with_its_last_words(start: Start, fault: str) -> None:
+    job = start(misbehave=(fault,))
+    if fault == "--dies":
         job.address()
     line = "autoresearch_hpc: the server ended by itself, with status 7: RuntimeError: no room on the GPU"
     assert job.ended(1) == line
@@ -307,10 +307,10 @@ def test_one_that_ends_well_was_to_stay_all_the_same(start: Start) -> None:
 
 @pytest.mark.parametrize(("fault", "words"), [(("--slow", "60"), "refused"), (("--no-model",), "it offers no model")])
 def test_one_that_is_never_ready_is_given_up(start: Start, tmp_path: Path, fault: tuple[str, ...], words: str) -> None:
-    job = start("--ready-s", "1.5", misbehave=(*fault, "--child", str(tmp_path / "child")))
+    job = start("--ready-s", "4", misbehave=(*fault, "--child", str(tmp_path / "child")))
     line = job.ended(1)
     assert line.startswith("autoresearch_hpc: the server has not answered at http://localhost:")
-    assert "/v1 for 1.5 s: " in line
+    assert "/v1 for 4 s: " in line
     assert words in line
     assert line.endswith("; read what it said, or give it longer with --ready-s")
     assert not is_running(int((tmp_path / "child").read_text()))
@@ -354,10 +354,16 @@ def test_a_live_servers_file_is_replaced_only_on_request(start: Start) -> None:
     assert second.address()["job_id"] == "8"
 
 
-def test_of_two_that_start_together_one_gives_way(start: Start) -> None:
-    jobs = [start(misbehave=("--slow", delay)) for delay in ("1", "2.5")]
-    assert "tells of a server that is no job, which answers" in jobs[1].ended(2)
-    assert is_up(jobs[0].address())
+def test_of_two_that_start_together_one_gives_way(start: Start, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    slow = start(server=["sh", "-c", 'echo slow; until [ -e "$0" ]; do sleep 0.1; done; exec "$@"', str(go), *SERVER])
+    until(lambda: "slow" in slow.said, slow)
+    quick = start()
+    address = quick.address()
+    go.touch()
+    assert "tells of a server that is no job, which answers" in slow.ended(2)
+    assert quick.address() == address
+    assert is_up(address)
 
 
 @pytest.mark.parametrize("left_by", ["a dead server", "an earlier life of the same job"])
