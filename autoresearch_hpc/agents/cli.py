@@ -40,6 +40,7 @@ _TAIL_LINES = 15
 _TERMINATE_S = 5.0
 _TICK_S = 0.1
 _MAX_BYTES = 1 << 20  # of an edited file
+_MAX_LOG_BYTES = 1 << 20
 _REPAIR = "REPAIR: your change of this directory's files could not be used. Correct it, in place. The problem:"
 
 
@@ -181,14 +182,15 @@ class CliAuthor:
         return [path for path in found if path not in (Path.home(), *Path.home().parents)]
 
     def _censored(self, log: Path) -> str:
-        """The end of what it printed; its keys are taken out, in the file too."""
-        content = log.read_bytes()
+        """The end of what it printed, without its keys; the file keeps no more than that."""
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _MAX_LOG_BYTES))
+            content = file.read()
         for name in self._cli.keys:
             if key := os.environ.get(name):
                 content = content.replace(key.encode(), b"(the key)")
-        if content != log.read_bytes():
-            write_bytes_atomic(log, content)
-        return content[-65536:].decode("utf-8", errors="replace")
+        write_bytes_atomic(log, content)
+        return content.decode("utf-8", errors="replace")
 
 
 def require_usable(brief: Brief) -> None:

@@ -46,3 +46,9 @@ def test_interrupted_in_the_middle_of_a_call(local: Callable[..., Toy]) -> None:
     with ScriptedLlm(thinking.BadModel(slow, delay_s=60.0), api_key=thinking.KEY) as server:
         toy = local("agent=llm", *thinking.settings(server, timeout_s=60))
         thinking.interrupted_while_the_agent_thinks(toy, "interrupted", server, slow)
+
+
+def test_a_coding_cli_that_misbehaves_in_most_slots(local: Callable[..., Toy]) -> None:
+    toy = local()
+    thinking.every_slot_is_filled(toy, "cli", "cli", thinking.with_stand_in_cli(toy))
+    thinking.the_cli_was_shut_in(toy, "cli")

@@ -36,3 +36,9 @@ def test_killed_in_the_middle_of_a_call(slurm: Callable[..., Toy]) -> None:
     with ScriptedLlm(thinking.BadModel(slow, delay_s=2.0), api_key=thinking.KEY) as server:
         toy = slurm("agent=llm", *thinking.settings(server))
         thinking.killed_while_the_agent_thinks(toy, "killed", server, slow)
+
+
+def test_a_coding_cli_that_misbehaves_in_most_slots(slurm: Callable[..., Toy]) -> None:
+    toy = slurm()
+    thinking.every_slot_is_filled(toy, "cli", "cli", thinking.with_stand_in_cli(toy))
+    thinking.the_cli_was_shut_in(toy, "cli")
