@@ -38,7 +38,7 @@ class Sandbox(Enum):
 class CliConfig:
     """A coding CLI that edits files in a directory and exits."""
 
-    command: list[str] = field(default_factory=list)  # its words; {prompt}, {prompt_file}, {model}, {base_url} stand in
+    command: list[str] = field(default_factory=list)  # its words; {prompt}, {prompt_file}, {model}, {base_url}, {tmp} stand in
     stdin: bool = False  # the prompt goes to its standard input
     keys: list[str] = field(default_factory=list)  # your variables that it gets: its own key, no other's
     env: dict[str, str] = field(default_factory=dict)  # further environment, no secrets

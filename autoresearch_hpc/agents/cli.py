@@ -20,17 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoresearch_hpc import environment
+from autoresearch_hpc import environment, knobs
+from autoresearch_hpc.agent_config import Sandbox
 from autoresearch_hpc.agents import prompts
 from autoresearch_hpc.agents.authors import AuthorError, Drafts
 from autoresearch_hpc.agents.background import side_by_side
 from autoresearch_hpc.agents.drafts import Draft, Rejected
 from autoresearch_hpc.agents.edits import difference
 from autoresearch_hpc.agents.protocol import Brief
-from autoresearch_hpc.errors import ConfigError
+from autoresearch_hpc.agents.titles import changes
+from autoresearch_hpc.errors import ConfigError, KnobError
 from autoresearch_hpc.files import read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from autoresearch_hpc.quoting import quoted, quoted_line
 from autoresearch_hpc.records import SearchState
+from autoresearch_hpc.sandbox import usable
 
 __all__ = ["CliAuthor", "require_usable"]
 
@@ -123,8 +126,17 @@ class CliAuthor:
         if patch is None:
             return Rejected(problem=told["problem"] or f"none of {', '.join(state.source)} was changed", draft=none)
         title, reasoning = _idea(told["idea"])
-        title = title or f"an edit by {Path(self._cli.command[0]).name}"
+        title = title or self._settings(before, told["files"]) or f"an edit by {Path(self._cli.command[0]).name}"
         return Draft(title=title, reasoning=reasoning, edits=(patch,), slot=slot)
+
+    def _settings(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+        """What the edit says of itself, where the CLI says nothing: the knobs that it changed."""
+        script = self._brief.script
+        if script is None:
+            return ""
+        with contextlib.suppress(KnobError):  # a text that does not parse is told of by the checks
+            return changes(knobs.read(after[script]), knobs.read(before[script]))
+        return ""
 
     def _call(self, folder: Path, prompt: str) -> str:
         """Run the CLI to its end, or to its limit. What went wrong, in words."""
@@ -132,7 +144,8 @@ class CliAuthor:
         for own in (home, scratch):
             own.mkdir(exist_ok=True)
         model, base_url = self._config.model or "", self._config.base_url
-        given = {"prompt": prompt, "prompt_file": str(work / _PROMPT), "model": model, "base_url": base_url}
+        given = {"prompt_file": str(work / _PROMPT), "model": model, "base_url": base_url, "tmp": str(scratch)}
+        given["prompt"] = prompt  # last: nothing in it stands in for anything
         words = [_filled(word, given) for word in self._cli.command]
         env = {**environment.for_cli(self._cli.keys), **_private(home, scratch)}
         env |= {name: _filled(value, given) for name, value in self._cli.env.items()}
@@ -178,7 +191,7 @@ class CliAuthor:
         found = [Path(path).expanduser() for path in self._cli.readable]
         if where := shutil.which(program, path=env.get("PATH")):
             for path in {Path(where), Path(where).resolve()}:
-                found.append(path.parent.parent if path.parent.name == "bin" else path.parent)
+                found.append(path.parent.parent if path.parent.name in ("bin", ".bin") else path.parent)
         return [path for path in found if path not in (Path.home(), *Path.home().parents)]
 
     def _censored(self, log: Path) -> str:
@@ -200,6 +213,11 @@ def require_usable(brief: Brief) -> None:
         raise ConfigError("agent=cli has no agent.cli.command", "choose agent=aider, codex, claude_code or openhands")
     if not shutil.which(cli.command[0]):
         raise ConfigError(f"{cli.command[0]} is not on PATH", "install it, or correct agent.cli.command")
+    if cli.sandbox is Sandbox.require and not usable(cli.sandbox.value):
+        raise ConfigError(
+            "agent.cli.sandbox=require, but this kernel has no Landlock",
+            "set agent.cli.sandbox=none, and the CLI's own sandbox in agent.cli.command",
+        )
     if missing := [name for name in cli.keys if not os.environ.get(name)]:
         raise ConfigError(f"the environment has no {', '.join(missing)}", "set it, or correct agent.cli.keys")
     if brief.config.model is None and any("{model}" in word for word in cli.command):
