@@ -62,7 +62,8 @@ GOOD = "+round=good"
         (["+round"], "'+round' sets nothing; write KEY=VALUE, or +round=NAME for a plan"),
         (["good"], "'good' sets nothing; write KEY=VALUE, or +round=NAME for a plan"),
         ([GOOD, "cluster=slrum"], "no cluster named 'slrum'; did you mean cluster=slurm?"),
-        ([GOOD, "agent=xyzzy"], "no agent named 'xyzzy'; there are: grid, plan, random, tpe"),
+        ([GOOD, "agent=xyzzy"], "no agent named 'xyzzy'; there are: aider, claude_code, cli, cmaes, codex, grid, hybrid, llm, openhands, plan, "
+            "random, tpe"),
         ([GOOD, "clustr=slurm"], "unknown key clustr; did you mean cluster?"),
         ([GOOD, "task.trian_s=1"], "unknown key task.trian_s; did you mean task.train_s?"),
         ([GOOD, "+task.trian_s=1"], "unknown key task.trian_s; did you mean task.train_s?"),
