@@ -79,11 +79,14 @@ class Endpoint:
         import openai
 
         limit_s = timeout_s or self._config.timeout_s * (1 + self._config.max_retries)
-        started, tries = time.monotonic(), 0
+        deadline = time.monotonic() + limit_s
+        away_until = time.monotonic() + 60 * self._config.server_wait_min  # what a job's server is given to come back
+        tries = 0
         while True:
-            left_s = limit_s - (time.monotonic() - started)
+            left_s = deadline - time.monotonic()
             pause_s = _BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)]
             place: _Place | None = None
+            away = False
             try:
                 place = self._place(max(left_s, 0.0))
                 return self._once(place, messages, min(self._config.timeout_s, max(left_s, 1.0)))
@@ -93,17 +96,26 @@ class Endpoint:
                 continue
             except openai.APIStatusError as error:
                 problem = _words(error, place)
-                moved = self._config.base_url.startswith(_FILE) and error.status_code in (401, 404)
-                if error.status_code not in (408, 409, 429) and error.status_code < 500 and not moved:
+                away = error.status_code in (401, 404) and self._is_job
+                if error.status_code not in (408, 409, 429) and error.status_code < 500 and not away:
                     raise EndpointError(problem) from None
                 pause_s = max(pause_s, _retry_after(error))
+            except openai.APITimeoutError as error:
+                problem = _words(error, place)
+            except openai.APIConnectionError as error:
+                problem, away = _words(error, place), self._is_job
             except (openai.OpenAIError, OSError, ValueError, TypeError, AttributeError) as error:  # of odd bodies, too
                 problem = _words(error, place)
             tries += 1
-            if tries > self._config.max_retries or pause_s > limit_s - (time.monotonic() - started):
+            given_up = time.monotonic() > away_until if away else tries > self._config.max_retries
+            if given_up or time.monotonic() + pause_s > deadline:
                 raise EndpointError(f"{problem} ({tries} tries)")
             _log.info("agent: %s; again in %.0f s", problem, pause_s)
             self._wait(pause_s)
+
+    @property
+    def _is_job(self) -> bool:
+        return self._config.base_url.startswith(_FILE)
 
     def _once(self, place: _Place, messages: list[dict[str, str]], timeout_s: float) -> Answer:
         begun = time.monotonic()
@@ -156,7 +168,7 @@ class Endpoint:
 
     def _place(self, limit_s: float) -> _Place:
         config = self._config
-        if not config.base_url.startswith(_FILE):
+        if not self._is_job:
             return _Place(config.base_url, _key(config) or _NO_KEY, config.model or "")
         path = Path(config.base_url.removeprefix(_FILE)).expanduser()
         deadline = time.monotonic() + min(60 * config.server_wait_min, limit_s)

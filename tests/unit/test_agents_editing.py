@@ -569,6 +569,39 @@ def serve_told(desk: FakeDesk, past: Sequence[Outcome], serve: Any, limit: int) 
     return server.questions[0]  # type: ignore[no-any-return]
 
 
+# ---- A server that is a job of the cluster
+
+
+def test_a_server_s_file_is_waited_for_and_read_again_when_it_has_moved(desk: FakeDesk, tmp_path: Path) -> None:
+    address = tmp_path / "llm_server.json"
+    answers = in_turn(Reply.text(proposals(*good(1))))
+
+    def serve_here(server: ScriptedLlm, key: str) -> None:
+        address.write_text(json.dumps({"base_url": server.base_url, "api_key": key, "model": "its own"}))
+
+    config = AgentConfig(name="llm", base_url=f"file:{address}", prefetch=Prefetch.none, max_retries=3, timeout_s=5.0)
+    brief = Brief(config=config, plan=PlanConfig(name="p"), space=searched(), script="train.py", desk=desk)
+    asked = agents.build(brief)
+    with ScriptedLlm(answers, api_key="first") as server:
+        threading.Timer(0.7, serve_here, (server, "first")).start()
+        assert origins(asked.ask(state(1), K)) == ["llm"] * K
+        assert server.questions[0]["model"] == "its own"
+    with ScriptedLlm(answers, api_key="second") as other:
+        threading.Timer(0.2, serve_here, (other, "second")).start()
+        assert origins(asked.ask(state(2), K)) == ["llm"] * K
+    with ScriptedLlm(answers, api_key="third") as same_place:  # another key alone: 401, and the file is read again
+        address.write_text(json.dumps({"base_url": same_place.base_url, "api_key": "second", "model": "its own"}))
+        threading.Timer(0.1, serve_here, (same_place, "third")).start()
+        assert origins(asked.ask(state(3), K)) == ["llm"] * K
+
+
+def test_a_server_that_is_never_told_of(desk: FakeDesk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = AgentConfig(name="llm", base_url=f"file:{tmp_path}/x", server_wait_min=0.01, prefetch=Prefetch.none)
+    brief = Brief(config=config, plan=PlanConfig(name="p"), space=searched(), script="train.py", desk=desk)
+    assert origins(agents.build(brief).ask(state(), K)) == ["tpe"] * K
+    assert "x tells of no server; start one: sbatch sbatch/llm_server.sbatch MODEL" in caplog.text
+
+
 # ---- What is missing is told before anything is made
 
 
