@@ -1,7 +1,6 @@
 """The processes under a worker: started in sessions of their own, watched with deadlines, and all gone at the end."""
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -13,17 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.leftovers import die_with_parent
 from autoresearch_hpc.sandbox import Barrier
 from autoresearch_hpc.trial.logs import CappedLog
 
-_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
-_PR_SET_PDEATHSIG = 1
 _TICK_S = 0.05
 _CHUNK = 65_536  # bytes; also the longest line that is listened to
 _MAX_PIPE = 1 << 20  # bytes that an unprivileged process may leave in a pipe
 _REAP_S = 10.0  # for a process that the kernel holds back: then the result matters more
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stopped(Exception):
@@ -181,52 +177,3 @@ class Child:
             os.close(self._fd)
             self._fd = -1
             self._log.stop()
-
-
-def adopt_orphans() -> None:
-    """Make processes that lose their parent children of this one, so that `kill_descendants` finds them."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def die_with_parent() -> None:
-    """Let the kernel end the child with its worker, should that be killed outright."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def kill_descendants(spare: int | None = None) -> int:
-    """SIGKILL everything below this process and reap it. Returns how many processes were left.
-
-    The child `spare` and what is below it are left alone.
-    """
-    killed: set[int] = set()
-    for _ in range(100):
-        if spare is None:  # else subprocess must find its status
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-        pids = _descendants(os.getpid(), spare)
-        if not pids:
-            break
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of a setuid program
-                os.kill(pid, signal.SIGKILL)
-        killed.update(pids)
-        time.sleep(0.01)
-    return len(killed)
-
-
-def _descendants(root: int, spare: int | None) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # the second field is a name in parentheses, which may hold anything
-                state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if entry.name != str(spare) and (state != "Z" or (int(ppid) == root and spare is None)):
-                    children.setdefault(int(ppid), []).append(int(entry.name))
-    found, queue = [], [root]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found

@@ -22,11 +22,12 @@ from typing import Any
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.leftovers import kill_descendants
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import Failure, Status, TrialSpec
 from autoresearch_hpc.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial import compiled
-from autoresearch_hpc.trial.children import Child, StopFlag, kill_descendants
+from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.environment import child_environment
 from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_failure

@@ -16,8 +16,10 @@ _MEASURES = (
     "errors.py",
     "files.py",
     "layout.py",
+    "leftovers.py",
     "quoting.py",
     "records.py",
+    "sandbox.py",
     "harness",
     "trial",
 )

@@ -10,10 +10,11 @@ is as long on every node, if its place allows: caches remember it, and are moved
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
+
+from autoresearch_hpc.leftovers import remove_tree, size_on_disk
 
 _FOLDERS = ("home", "tmp", "caches", "out")
 _LENGTH = 60  # of the root's path: longer ones, with what is below, are too long for sockets
@@ -40,7 +41,7 @@ class Scratch:
 
     def num_bytes(self) -> int:
         """What the trial has written."""
-        return _size(self.root)
+        return size_on_disk(self.root)
 
     def remove(self) -> None:
         remove_tree(self.root)
@@ -57,22 +58,6 @@ def node_directory() -> Path:
     return base
 
 
-def remove_tree(root: Path) -> None:
-    """Remove root and all below, directories without permissions included."""
-
-    def insist(_: object, path: str, __: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-            if Path(path).is_dir() and not Path(path).is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                Path(path).unlink()
-
-    shutil.rmtree(root, onerror=insist)
-    shutil.rmtree(root, ignore_errors=True)
-
-
 def _sweep(base: Path) -> None:
     for left in base.glob("trial-*"):
         with contextlib.suppress(OSError):
@@ -84,15 +69,3 @@ def _sweep(base: Path) -> None:
                 remove_tree(left)
             finally:
                 os.close(fd)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                if entry.is_dir(follow_symlinks=False):
-                    total += _size(Path(entry.path))
-                else:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-    return total

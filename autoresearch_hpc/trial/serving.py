@@ -22,11 +22,11 @@ import torch
 
 from autoresearch_hpc.files import parse_json_object
 from autoresearch_hpc.harness import Meta
+from autoresearch_hpc.leftovers import die_with_parent
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import TrialSpec
 from autoresearch_hpc.sandbox import Barrier, software
 from autoresearch_hpc.trial import cuda_memory
-from autoresearch_hpc.trial.children import die_with_parent
 from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.server import DTYPES, MAX_MESSAGE, NOT_SHARED, Server, Shape, map_memory, settle_in

@@ -27,9 +27,10 @@ from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.errors import STORAGE_ERRORS, DataError
 from autoresearch_hpc.files import read_json, sha256_file, storing, sync_directory, write_all, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
+from autoresearch_hpc.leftovers import adopt_orphans, kill_descendants
 from autoresearch_hpc.records import Failure, Gpu, Phases, Status, TrialResult, TrialSpec, from_json, to_json
 from autoresearch_hpc.trial import facts
-from autoresearch_hpc.trial.children import StopFlag, Stopped, adopt_orphans, kill_descendants
+from autoresearch_hpc.trial.children import StopFlag, Stopped
 from autoresearch_hpc.trial.command import CommandTrial
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.gpt import GptTrial

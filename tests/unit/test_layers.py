@@ -11,15 +11,15 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors", "bundle", "environment", "gains", "quoting", "sandbox"},
+    {"errors", "bundle", "environment", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"bounds", "config", "dataset", "journal", "knobs", "layout", "lock"},
+    {"agent_config", "bounds", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space"},
     {"ledger"},
     {"harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
-    {"candidates", "specs", "collect", "report", "prepare", "init", "cancel"},
-    {"live", "preflight", "rundir"},
+    {"candidates", "specs", "collect", "report", "prepare", "init", "cancel", "screening", "llm_server", "shut_in"},
+    {"desk", "live", "preflight", "rundir"},
     {"fanout", "plan", "status"},
     {"controller"},
     {"search"},
@@ -28,6 +28,7 @@ LAYERS = [
 # One thing a module may import of its own layer, and why.
 SIBLINGS = {
     ("literals", "records"): "the values of knobs are a record's",
+    ("config", "agent_config"): "a part of it",
 }
 
 
