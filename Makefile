@@ -36,7 +36,7 @@ bubblewrap: ## install bubblewrap, which one test puts around a trial (as root),
 	  apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends bubblewrap; \
 	else echo "bubblewrap is not installed here; as root run: apt-get install bubblewrap"; [ "$$CI" != true ]; fi
 
-test: setup-dev slurm-packages bubblewrap ## all tests that this machine can run
+test: setup-dev slurm-packages bubblewrap coding-cli ## all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 

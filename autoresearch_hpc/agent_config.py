@@ -38,7 +38,9 @@ class Sandbox(Enum):
 class CliConfig:
     """A coding CLI that edits files in a directory and exits."""
 
-    command: list[str] = field(default_factory=list)  # its words; {prompt}, {prompt_file}, {model}, {base_url}, {tmp} stand in
+    command: list[str] = field(
+        default_factory=list
+    )  # its words; {prompt}, {prompt_file}, {model}, {base_url}, {tmp} stand in
     stdin: bool = False  # the prompt goes to its standard input
     keys: list[str] = field(default_factory=list)  # your variables that it gets: its own key, no other's
     env: dict[str, str] = field(default_factory=dict)  # further environment, no secrets
@@ -79,6 +81,7 @@ class AgentConfig:
     directions: list[str] = field(default_factory=list)  # where to look; default eight that come in turn
     spare: int = 2  # llm: how many more to ask for than the round has slots
     repairs: int = 2  # how often a rejected proposal gets its error back
+    checks_s: float = 60.0  # while GPUs wait, how long drafts may be tried out; then by their text and shapes alone
     fix: bool = True  # may a candidate that failed be mended, once, in the next round
     prefetch: Prefetch = Prefetch.revise  # while a round trains, draft the next: no; keep what applies; ask again
     revise_s: float = 60.0  # how long the revision may take, before the drafts go out as they are
@@ -91,7 +94,15 @@ class AgentConfig:
     def __post_init__(self) -> None:
         for name in ("timeout_s", "max_tokens", "revise_s", "prompt_chars"):
             require(getattr(self, name) > 0, f"agent.{name}={getattr(self, name)}", "give a number above 0")
-        for name in ("max_retries", "spare", "repairs", "server_wait_min", "usd_per_million_in", "usd_per_million_out"):
+        for name in (
+            "max_retries",
+            "spare",
+            "repairs",
+            "server_wait_min",
+            "checks_s",
+            "usd_per_million_in",
+            "usd_per_million_out",
+        ):
             require(getattr(self, name) >= 0, f"agent.{name}={getattr(self, name)}", "give 0 or more")
         require(0 < self.share <= 1, f"agent.share={self.share}", "give a share of the slots, above 0 and at most 1")
         require(self.sampler in ("tpe", "cmaes", "random"), f"agent.sampler={self.sampler}", "use tpe, cmaes or random")

@@ -119,8 +119,17 @@ class Controller:
             proposals.append(Proposal(title="baseline", knobs=base, origin="plan"))
             if plan.baseline is Baseline.alone:
                 return proposals
-        k = self._room_for(index, len(proposals))
-        return proposals + (list(self._agent.ask(self._state(index), k)) if k else [])
+        if k := self._room_for(index, len(proposals)):
+            proposals += self._agent.ask(self._state(index), k)
+            self._tell_costs(index)
+        return proposals
+
+    def _tell_costs(self, index: int) -> None:
+        calls = self._history.calls_of(index)
+        if calls:
+            tokens = sum(call.prompt_tokens for call in calls), sum(call.answer_tokens for call in calls)
+            usd, all_usd = sum(call.cost_usd for call in calls), self._history.llm_usd
+            _log.info("round=%d calls=%d tokens=%d+%d usd=%.4f of %.4f", index, len(calls), *tokens, usd, all_usd)
 
     def _room_for(self, index: int, others: int) -> int:
         """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""

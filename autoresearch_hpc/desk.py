@@ -20,7 +20,7 @@ class RunDesk:
     ) -> None:
         self._layout, self._ledger, self._screen, self._stop = layout, ledger, screen, stop
         self._llm_usd = llm_usd
-        self._found: dict[str, str] = {}  # what was found of an edit, by its text
+        self._found: dict[tuple[str, bool], str] = {}  # what a check of an edit found, by its text and its haste
         self._spending = threading.Lock()  # two calls that begin at once see each other's price
 
     def folder(self, round_: int) -> Path:
@@ -28,11 +28,13 @@ class RunDesk:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def problem(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    def problem(self, before: Mapping[str, str], after: Mapping[str, str], *, quick: bool = False) -> str:
         edit = sha256_text(repr((sorted(before.items()), sorted(after.items()))))
-        if edit not in self._found:
-            self._found[edit] = self._screen.problem(before, after, memory=self._memory())
-        return self._found[edit]
+        for known in ((edit, False), (edit, quick)):
+            if known in self._found:
+                return self._found[known]
+        found = self._found[edit, quick] = self._screen.problem(before, after, memory=self._memory(), quick=quick)
+        return found
 
     def may_spend(self, call: str, usd: float) -> str:
         with self._spending:

@@ -91,6 +91,10 @@ class Call:
     prompt_tokens: int = 0
     answer_tokens: int = 0
 
+    @property
+    def cost_usd(self) -> float:
+        return self.at_most_usd + (self.usd or 0.0)
+
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
@@ -257,7 +261,11 @@ class History:
     @property
     def llm_usd(self) -> float:
         """What the agent's calls have cost; those without an answer count with the most that they may have."""
-        return sum(call.at_most_usd + (call.usd or 0.0) for call in self.calls.values())
+        return sum(call.cost_usd for call in self.calls.values())
+
+    def calls_of(self, round_: int) -> list[Call]:
+        """The agent's calls for a round."""
+        return [call for id_, call in self.calls.items() if id_.startswith(f"r{round_:02d}/")]
 
     @property
     def pool(self) -> tuple[str, ...]:

@@ -15,12 +15,14 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from autoresearch_hpc import decide, entry, space
+from autoresearch_hpc.agent_config import AgentConfig, Drafter
 from autoresearch_hpc.config import Baseline, CandidateConfig, ClusterConfig, ClusterKind, Config, KnobDomain, KnobType
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.tables import one_line
 
 _MAX_ROUNDS_SHOWN = 8
+_EDITING = ("llm", "cli", "hybrid")
 
 
 def main(overrides: Sequence[str] | None = None) -> int:
@@ -82,6 +84,8 @@ def figures(loaded: Config) -> Iterator[str]:
     yield f"cluster       {_cluster(cluster)}"
     if not _is_local(cluster):
         yield f"sbatch        {' '.join(_resources(cluster, task.wall_limit_s)) or 'defaults'}"
+    if _proposed(loaded) and loaded.agent.name in _EDITING:
+        yield f"agent         {_agent(loaded.agent)}"
     limits = {name: value for name, value in vars(loaded.budget).items() if value is not None}
     yield f"budget        {', '.join(f'{name}={value:g}' for name, value in limits.items()) or 'no limits'}"
     alpha = f", alpha={loaded.decide.alpha:g}" if loaded.decide.rule == "significant" else ""
@@ -114,10 +118,24 @@ def warnings(loaded: Config) -> Iterator[str]:
     worst_usd = worst_h * cluster.price_per_gpu_hour
     if budget.usd is not None and budget.usd < worst_usd:
         yield f"budget.usd={budget.usd:g} may end the run early: it may cost up to {formats.usd(worst_usd)}"
+    prices = loaded.agent.usd_per_million_in + loaded.agent.usd_per_million_out + loaded.agent.cli.usd_per_call
+    if budget.llm_usd is not None and not prices:
+        yield "budget.llm_usd has no effect without agent.usd_per_million_in and _out"
     combinations = _grid_size(loaded)
     wanted = sum(loaded.plan.num_candidates(index) for index in _proposed(loaded))
     if loaded.agent.name == "grid" and combinations and wanted < combinations:
         yield f"the grid has {combinations:,} settings, the plan has room for {wanted}"
+
+
+def _agent(agent: AgentConfig) -> str:
+    """Who edits the code, and where it is asked."""
+    by_cli = agent.name == "cli" or (agent.name == "hybrid" and agent.drafter is Drafter.cli)
+    author = (
+        (agent.cli.command or ["a coding CLI"])[0] if by_cli else f"{agent.model or 'the model'} at {agent.base_url}"
+    )
+    others = f", {agent.sampler} the others" if agent.name == "hybrid" else ""
+    share = f" for {agent.share:.0%} of the slots" if agent.name == "hybrid" else ""
+    return f"{author}{share}{others}"
 
 
 def _sizes(loaded: Config) -> list[int]:

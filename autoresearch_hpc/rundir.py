@@ -35,7 +35,7 @@ _FREE += tuple(
     for name in (
         *("base_url", "model", "key_env", "key_file", "temperature", "max_tokens", "json_mode", "timeout_s"),
         *("max_retries", "server_wait_min", "usd_per_million", "prompt_chars", "spare", "repairs"),
-        *("prefetch", "revise_s"),
+        *("prefetch", "revise_s", "checks_s"),
     )
 )
 

@@ -9,6 +9,7 @@ While a round trains the next one is drafted. When the results are in, the autho
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class EditingAgent:
         self._sampler = sampler(brief.space) if brief.space else None
         self._outcomes: list[Outcome] = []
         self._ahead: tuple[int, Task[Drafts]] | None = None  # the round that is being drafted
+        self._tried_out: list[Draft] = []  # ahead, and found good on the incumbent of that time
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self._outcomes += outcomes
@@ -92,14 +94,15 @@ class EditingAgent:
         """Drafts made ahead, those that can be used first. What is found out of them now is known later."""
         write_json_atomic(self._source_then(state), dict(state.source))
         drafts = _movable(self._author.draft(state, n, "draft"), state.source)
-        good, _ = self._sorted(state, drafts, n)
-        usable = [made.draft for made in good]
+        good, _ = self._sorted(state, drafts, n, until=math.inf)
+        usable = self._tried_out = [made.draft for made in good]
         return [*usable, *(draft for draft in drafts if draft not in usable)]
 
     def _authored(self, state: SearchState, n: int) -> list[Attempt]:
         """Up to n attempts that can be trained. Raises AuthorError where the author says nothing at all."""
         drafts, name = self._first_drafts(state, n)
-        good, rejected = self._sorted(state, drafts, n)
+        until = time.monotonic() + self._config.checks_s
+        good, rejected = self._sorted(state, drafts, n, until=until)
         repairs = self._config.repairs if name != "draft" else 0  # the GPUs wait already
         for again in range(1, repairs + 1):
             if len(good) >= n or not rejected:
@@ -109,7 +112,7 @@ class EditingAgent:
             except AuthorError as error:
                 _log.warning("round=%d agent=%s repaired nothing: %s", state.index, self._author.origin, error)
                 break
-            more, rejected = self._sorted(state, others, n - len(good), good)
+            more, rejected = self._sorted(state, others, n - len(good), good, until=until)
             good += more
         for item in rejected:
             title = item.draft.title if item.draft else "no proposal"
@@ -147,9 +150,12 @@ class EditingAgent:
     # whether it can be done
 
     def _sorted(
-        self, state: SearchState, drafts: Drafts, n: int, taken: Sequence[Attempt] = ()
+        self, state: SearchState, drafts: Drafts, n: int, taken: Sequence[Attempt] = (), *, until: float
     ) -> tuple[list[Attempt], list[Rejected]]:
-        """At most n drafts that can be trained, and those that cannot."""
+        """At most n drafts that can be trained, and those that cannot.
+
+        What was tried out ahead, and what is left at the time `until`, is checked in haste.
+        """
         seen = {**self._tried(state), **{made.fingerprint: f"{made.proposal.title!r} of this round" for made in taken}}
         good: list[Attempt] = []
         rejected: list[Rejected] = []
@@ -161,7 +167,8 @@ class EditingAgent:
                 continue
             try:
                 made = self._attempt(state, draft)
-                self._check(state, made, seen)
+                quick = draft in self._tried_out or time.monotonic() > until
+                self._check(state, made, seen, quick=quick)
             except EditError as error:
                 rejected.append(Rejected(problem=str(error), draft=draft))
                 continue
@@ -188,7 +195,7 @@ class EditingAgent:
         if own and own.proposal.on in failed:
             raise EditError(f"{mends} was a mended one already")
 
-    def _check(self, state: SearchState, made: Attempt, seen: Mapping[str, str]) -> None:
+    def _check(self, state: SearchState, made: Attempt, seen: Mapping[str, str], *, quick: bool) -> None:
         """Raise EditError for an attempt that was made before, breaks the space's conditions, or will not run."""
         if not self._config.allow_repeats and (same := seen.get(made.fingerprint)):
             raise EditError(f"it means the same as {same}")
@@ -201,7 +208,7 @@ class EditingAgent:
             settings = {**state.incumbent_knobs, **now, **made.proposal.knobs}
             if broken := space.check(settings, self._brief.fixed):
                 raise EditError(f"it breaks the condition {broken[0]}")
-        if problem := self._desk.problem(made.before, made.after):
+        if problem := self._desk.problem(made.before, made.after, quick=quick):
             raise EditError(problem)
 
     def _tried(self, state: SearchState) -> dict[str, str]:

@@ -50,10 +50,10 @@ class Desk(Protocol):
         """A directory of the run in which the agent may keep what it asked and heard for a round; it exists."""
         ...
 
-    def problem(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    def problem(self, before: Mapping[str, str], after: Mapping[str, str], *, quick: bool = False) -> str:
         """What is wrong with the editable files `after`, an edit of `before`, in words; empty where nothing is.
 
-        Costs no GPU, but seconds.
+        Costs no GPU, but some five seconds; a quick check costs one, and finds less.
         """
         ...
 

@@ -65,16 +65,22 @@ class Screen:
         self._lock = threading.Lock()  # of the reports
 
     def problem(
-        self, before: Mapping[str, str], after: Mapping[str, str], *, memory: MeasuredMemory | None = None
+        self,
+        before: Mapping[str, str],
+        after: Mapping[str, str],
+        *,
+        memory: MeasuredMemory | None = None,
+        quick: bool = False,
     ) -> str:
         """What is wrong with the edited files, in words; "" where nothing is, or nothing could be found out.
 
-        before, after: all editable files, path -> text. memory: what `before` was seen to need of its GPU.
+        before, after: all editable files, path -> text. memory: what `before` was seen to need of its GPU. A quick
+        check leaves the script's steps out: one second in place of five.
         """
         found = static.problem(self._task, self._required, before, after)
         if found or not self._runs or self._task.script not in after:
             return found
-        report = self._report(after)
+        report = self._report(after, only_shapes=quick)
         if report.failed_in == "shapes":
             return self._unless_old(report, before)
         if memory is not None and (found := self._memory(before, report, memory)):

@@ -53,9 +53,7 @@ def gpu() -> Gpu:
     if not found:
         return Gpu(count=0, visible=visible)
     first = found[0]
-    return Gpu(
-        name=first.name, uuid=first.uuid, count=len(found), visible=visible, memory_mb=_memory_mb(first.uuid)
-    )
+    return Gpu(name=first.name, uuid=first.uuid, count=len(found), visible=visible, memory_mb=_memory_mb(first.uuid))
 
 
 def _memory_mb(uuid: str) -> float | None:

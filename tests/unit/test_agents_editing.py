@@ -55,13 +55,15 @@ class FakeDesk:
         self.costs: dict[str, float] = {}
         self.check: Callable[[Mapping[str, str]], str] = lambda after: ""
         self.stop = False
+        self.quick: list[bool] = []
 
     def folder(self, round_: int) -> Path:
         folder = self.root / f"{round_:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def problem(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    def problem(self, before: Mapping[str, str], after: Mapping[str, str], *, quick: bool = False) -> str:
+        self.quick.append(quick)
         return self.check(after)
 
     def may_spend(self, call: str, usd: float) -> str:
@@ -422,6 +424,22 @@ def test_what_an_earlier_controller_drafted_is_used(desk: FakeDesk, serve: Any) 
     made = agent(desk, server, prefetch=Prefetch.rebase).ask(state(2, source=moved), K)
     assert made[2].files["train.py"] == moved.replace("x - LR * x", "x - LR * x * 1.001 / 2")
     assert len(server.questions) == 1
+
+
+def test_while_gpus_wait_checks_are_few(desk: FakeDesk, serve: Any) -> None:
+    """Drafts that were tried out ahead are checked in haste; so are others once the time for checks is over."""
+    server = serve(in_turn(Reply.text(proposals(*good(1))), Reply.text(proposals(*good(2)))))
+    asked = agent(desk, server, prefetch=Prefetch.rebase)
+    asked.prepare(state(2), K)
+    until(lambda: len(desk.quick) == K)
+    asked.ask(state(2), K)
+    assert desk.quick == [False] * K + [True] * K
+    desk.quick.clear()
+    agent(desk, server, checks_s=0.0).ask(state(3), K)
+    assert desk.quick == [True] * K
+    desk.quick.clear()
+    agent(desk, server).ask(state(4), K)
+    assert desk.quick == [False] * K
 
 
 def test_a_draft_that_failed_ahead_is_made_anew(desk: FakeDesk, serve: Any) -> None:

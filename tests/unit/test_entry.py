@@ -1,5 +1,6 @@
 """Command lines that cannot work: one line each, with a cause and a remedy."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_hpc import entry
+from autoresearch_hpc.agent_config import ENTRY_POINTS
 from autoresearch_hpc.errors import ConfigError
 
 HEAD = "# @package _global_\n"
@@ -62,8 +64,11 @@ GOOD = "+round=good"
         (["+round"], "'+round' sets nothing; write KEY=VALUE, or +round=NAME for a plan"),
         (["good"], "'good' sets nothing; write KEY=VALUE, or +round=NAME for a plan"),
         ([GOOD, "cluster=slrum"], "no cluster named 'slrum'; did you mean cluster=slurm?"),
-        ([GOOD, "agent=xyzzy"], "no agent named 'xyzzy'; there are: aider, claude_code, cli, cmaes, codex, grid, hybrid, llm, openhands, plan, "
-            "random, tpe"),
+        (
+            [GOOD, "agent=xyzzy"],
+            "no agent named 'xyzzy'; there are: aider, claude_code, cli, cmaes, codex, grid, hybrid, llm, openhands, "
+            "plan, random, tpe",
+        ),
         ([GOOD, "clustr=slurm"], "unknown key clustr; did you mean cluster?"),
         ([GOOD, "task.trian_s=1"], "unknown key task.trian_s; did you mean task.train_s?"),
         ([GOOD, "+task.trian_s=1"], "unknown key task.trian_s; did you mean task.train_s?"),
@@ -183,3 +188,11 @@ def test_what_is_not_about_the_configuration_is_left_as_it_is() -> None:
     wrapped.__cause__ = error
     assert entry.config_error(wrapped) is error
     assert "\n" not in str(entry.config_error(RuntimeError("one\ntwo\nthree")))
+
+
+def test_another_package_s_agent_is_a_choice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("halving", "my_package.agents:Halving", ENTRY_POINTS)
+    found = importlib.metadata.EntryPoints([point])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found.select(group=group))
+    entry.register.cache_clear()
+    assert entry.load(entry.compose([GOOD, "agent=halving", "+agent.options.knob=LR"])).agent.name == "halving"

@@ -199,3 +199,12 @@ def test_wrong_input_is_one_line(
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_who_edits_the_code_and_what_that_may_cost(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_plan(capsys, "agent=llm", "agent.model=m", "budget.llm_usd=5"))
+    assert "agent         m at https://api.openai.com/v1\n" in text
+    assert "budget        llm_usd=5" in text
+    assert "budget.llm_usd has no effect without agent.usd_per_million_in and _out" in text
+    text = "\n".join(_plan(capsys, "agent=hybrid", "agent.drafter=cli", "agent.cli.command=[codex,exec]"))
+    assert "agent         codex for 30% of the slots, tpe the others\n" in text

@@ -189,6 +189,14 @@ def test_what_running_it_tells(small: Screen, old: str, new: str, expected: list
     assert "/" not in found.split("\n\n")[-1].split("\n")[0], "no path but the script's"
 
 
+def test_a_quick_check_finds_shapes_and_leaves_steps_out(small: Screen) -> None:
+    steps = edited("stack([p.detach() for p in params])", "stack([p.detach().T for p in params])")
+    shapes = edited("LOGIT_CAP = 15.0", "LOGIT_CAP = torch.zeros(3)")
+    assert small.problem({"train.py": SMALL}, {"train.py": steps}, quick=True) == ""
+    assert "first training step" in small.problem({"train.py": SMALL}, {"train.py": steps})
+    assert "run once, forward and backward" in small.problem({"train.py": SMALL}, {"train.py": shapes}, quick=True)
+
+
 def test_what_failed_before_is_not_told(small: Screen, caplog: pytest.LogCaptureFixture) -> None:
     gpu_only = edited(
         "def build_model(meta: Meta) -> GPT:\n", "def build_model(meta: Meta) -> GPT:\n    raise OSError(1)\n"
