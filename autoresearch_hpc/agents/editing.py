@@ -64,7 +64,7 @@ class EditingAgent:
         self._author.close()
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
-        begun, problem = time.monotonic(), ""
+        begun, problem = time.monotonic(), "nothing that it said could be used"
         n = self._slots(state.index, k)
         chosen: list[Attempt] = []
         if n:
@@ -76,7 +76,7 @@ class EditingAgent:
                 problem = str(error)
                 _log.warning("round=%d agent=%s gave nothing: %s", state.index, self._author.origin, problem)
         filled = self._filled(state, k - len(chosen), chosen)
-        if not chosen and not filled and problem:
+        if n and not chosen and not filled:
             raise InterruptedRun(f"nothing was proposed for round {state.index}: {problem}", "put it right and resume")
         _log.info(
             "round=%d agent=%s edits=%d sampled=%d in %.1f s",
@@ -86,7 +86,7 @@ class EditingAgent:
 
     def _slots(self, index: int, k: int) -> int:
         """The author's slots of a round, so that over the rounds its share is kept."""
-        return int(self._share * k * index + 0.5) - int(self._share * k * (index - 1) + 0.5) if index else k
+        return int(self._share * k * (index + 1) + 0.5) - int(self._share * k * index + 0.5)
 
     # what the author wants
 

@@ -27,6 +27,13 @@ def cluster_environment(cluster: Sandbox) -> Iterator[None]:
 
 
 @pytest.fixture
+def empty_queue(cluster: Sandbox) -> Iterator[None]:
+    """Nothing of the test is in the queue after it."""
+    yield
+    cluster.cancel_all()
+
+
+@pytest.fixture
 def on_slurm(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path, SlurmCluster)
     yield bench

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,7 @@ from witness import Witness
 SBATCH = Path(__file__).parents[2] / "sbatch"
 
 
-@pytest.fixture(autouse=True)
-def empty_queue(cluster: Sandbox) -> Iterator[None]:
-    yield
-    cluster.cancel_all()
+pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
 @pytest.fixture

@@ -1,18 +1,13 @@
 """Agents that edit code, in whole searches on a real Slurm."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import thinking
-from client import Sandbox
 from llm_server import ScriptedLlm, words
 from toy import Toy
 
-
-@pytest.fixture(autouse=True)
-def empty_queue(cluster: Sandbox) -> Iterator[None]:
-    yield
-    cluster.cancel_all()
+pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
 @pytest.fixture

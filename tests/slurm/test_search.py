@@ -4,7 +4,7 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,7 @@ from autoresearch_hpc.layout import RunLayout
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def empty_queue(cluster: Sandbox) -> Iterator[None]:
-    yield
-    cluster.cancel_all()
+pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
 @pytest.fixture

@@ -480,6 +480,9 @@ def test_where_nothing_can_fill_a_round_the_run_stops_and_can_go_on(desk: FakeDe
     bare = "def step(x):\n    return x\n"
     with pytest.raises(InterruptedRun, match=r"nothing was proposed for round 1: .*no such model"):
         agent(desk, server, space=False).ask(state(source=bare), K)
+    server = serve(in_turn(Reply.text(proposals(by_files("same", {"train.py": bare})))))
+    with pytest.raises(InterruptedRun, match="nothing was proposed for round 2: nothing that it said could be used"):
+        agent(desk, server, space=False).ask(state(2, source=bare), K)
 
 
 def test_sampled_proposals_differ_from_drafted_ones(desk: FakeDesk, serve: Any) -> None:
