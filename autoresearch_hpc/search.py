@@ -72,6 +72,8 @@ def run(config: Config) -> Finished:
         _log.warning("%s", warning)
     brief = preflight.brief(config, space)
     agents.build(brief)  # with a desk, once there is a run; what is missing shows now
+    if past.started_at is None:  # a run that goes on does so without, if need be
+        agents.require_answering(brief)
     place = cluster.build(config.cluster, config.task.pass_env)
     _check(place, config, layout, resuming=past.started_at is not None)
     rundir.check_writable(layout)

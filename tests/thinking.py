@@ -155,6 +155,28 @@ def killed_while_the_agent_thinks(toy: Toy, tag: str, server: ScriptedLlm, slow:
     assert len(calls) == len(set(calls)), "paid once"
 
 
+def killed_while_clis_work(toy: Toy, tag: str) -> None:
+    """SIGKILL while the coding CLIs of a round work: they end with their controller; what is finished stays."""
+    agent = with_stand_in_cli(toy)
+    first = toy.search(tag, agent, env=ENV)
+    folder = toy.run_dir(tag) / "rounds" / "02" / "agent"
+    hanging = folder / "propose-00" / "work" / "hang.json"
+    wait(lambda: hanging.exists() and hanging.read_text(), first, timeout_s=60)
+    wait(lambda: (folder / "propose-02" / "answer.json").exists(), first)
+    first.kill()
+    pid = hanging.read_text()
+    wait(lambda: not Path("/proc", pid).exists(), None, timeout_s=5)
+    done = {path.parent.name for path in folder.glob("*/answer.json")}
+    toy.search(tag, agent, env=ENV).finish()
+    begun = Counter(line["call"] for line in toy.journal(tag) if line["event"] == "agent.calling")
+    twice = {call for call, times in begun.items() if times > 1}
+    assert "r02/propose-00" in twice
+    assert not twice & {f"r02/{slot}" for slot in done}
+    assert {index: len(round_) for index, round_ in _proposed(toy, tag).items() if index} == dict.fromkeys(
+        range(1, ROUNDS + 1), K
+    )
+
+
 def interrupted_while_the_agent_thinks(toy: Toy, tag: str, server: ScriptedLlm, slow: str, *overrides: str) -> None:
     """Ctrl-C ends a wait for an answer at once."""
     first = toy.search(tag, *overrides, env=ENV)

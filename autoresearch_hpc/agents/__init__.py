@@ -26,7 +26,17 @@ from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.records import Outcome, Proposal, SearchState
 from autoresearch_hpc.space import Space
 
-__all__ = ["EDITING", "ENTRY_POINTS", "Agent", "Brief", "Builder", "Desk", "PlannedAgent", "build"]
+__all__ = [
+    "EDITING",
+    "ENTRY_POINTS",
+    "Agent",
+    "Brief",
+    "Builder",
+    "Desk",
+    "PlannedAgent",
+    "build",
+    "require_answering",
+]
 
 EDITING = ("llm", "cli", "hybrid")
 Builder = Callable[[Brief], Agent]
@@ -63,6 +73,13 @@ class PlannedAgent:
     def close(self) -> None:
         if isinstance(self._proposer, Farsighted):
             self._proposer.close()
+
+
+def require_answering(brief: Brief) -> None:
+    """Raise ConfigError where the agent needs an endpoint that does not answer, or refuses its key."""
+    config = brief.config
+    if config.name == "llm" or (config.name == "hybrid" and config.drafter is Drafter.llm):
+        endpoint.require_answering(config)
 
 
 def build(brief: Brief) -> PlannedAgent:

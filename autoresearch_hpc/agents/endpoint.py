@@ -21,11 +21,12 @@ from autoresearch_hpc.quoting import quoted_line
 if TYPE_CHECKING:  # imported where it is used: only a run with this agent pays for it
     import openai
 
-__all__ = ["Answer", "Endpoint", "EndpointError", "require_usable"]
+__all__ = ["Answer", "Endpoint", "EndpointError", "require_answering", "require_usable"]
 
 _log = logging.getLogger(__name__)
 _BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _MAX_BACK_OFF_S = 60.0
+_GREETING_S = 20.0
 _CHARS_PER_TOKEN = 2.5  # fewer than any tokenizer needs for code: a bound, not an estimate
 _FILE = "file:"
 _NO_KEY = "none"  # for servers that want none
@@ -209,6 +210,25 @@ def require_usable(config: AgentConfig) -> None:
             f"the environment has no {config.key_env}", "set it, or agent.key_file=, or another agent.base_url="
         )
     _key(config)
+
+
+def require_answering(config: AgentConfig) -> None:
+    """Raise ConfigError where the endpoint cannot be reached, or refuses the key. A job's server may come later."""
+    import openai
+
+    if config.base_url.startswith(_FILE):
+        return
+    key = _key(config) or _NO_KEY
+    try:
+        openai.OpenAI(base_url=config.base_url, api_key=key, max_retries=0, timeout=_GREETING_S).models.list()
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        source = f"agent.key_file={config.key_file}" if config.key_file else config.key_env
+        words = quoted_line(str(error), 200).replace(key, "(the key)")
+        raise ConfigError(f"{config.base_url} refuses the key: {words}", f"correct {source}") from error
+    except openai.APIConnectionError as error:
+        raise ConfigError(f"{config.base_url} cannot be reached: {error}", "correct agent.base_url") from error
+    except (openai.OpenAIError, OSError, ValueError, TypeError, AttributeError) as error:
+        _log.info("agent: %s does not list its models: %s", config.base_url, quoted_line(str(error), 200))
 
 
 def _key(config: AgentConfig) -> str:

@@ -52,3 +52,7 @@ def test_a_coding_cli_that_misbehaves_in_most_slots(local: Callable[..., Toy]) -
     toy = local()
     thinking.every_slot_is_filled(toy, "cli", "cli", thinking.with_stand_in_cli(toy))
     thinking.the_cli_was_shut_in(toy, "cli")
+
+
+def test_killed_while_coding_clis_work(local: Callable[..., Toy]) -> None:
+    thinking.killed_while_clis_work(local(), "killed")

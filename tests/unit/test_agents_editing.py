@@ -654,3 +654,23 @@ def test_an_agent_without_a_desk_is_only_checked(monkeypatch: pytest.MonkeyPatch
     brief = Brief(config=config, plan=PlanConfig(name="p"), space=searched())
     assert isinstance(agents.build(brief), PlannedAgent)
     assert replace(brief).desk is None
+
+
+def test_an_endpoint_is_greeted_before_a_run_begins(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(in_turn(Reply.text("{}")))
+
+    def greeted(**settings: Any) -> None:
+        config = AgentConfig(**{"name": "llm", "model": "m", "base_url": server.base_url, **settings})
+        agents.require_answering(Brief(config=config, plan=PlanConfig(name="p"), space=searched()))
+
+    greeted()
+    greeted(name="tpe", base_url="http://127.0.0.1:9/v1")
+    greeted(base_url="file:/nowhere")
+    greeted(base_url=server.base_url.replace("/v1", "/elsewhere"))  # no list of models: others may answer all the same
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached: .*; correct agent\.base_url"):
+        greeted(base_url="http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-12345")
+    with pytest.raises(ConfigError, match=r"refuses the key: .*; correct OPENAI_API_KEY") as caught:
+        greeted()
+    assert "sk-wrong" not in str(caught.value)
+    assert not server.questions
