@@ -51,6 +51,7 @@ def _become(command: list[str], barrier: Barrier) -> None:
     try:
         die_with_parent()
         barrier.enter()
+        os.environ.pop("PYTHONPATH", None)  # ours, not the command's
         os.execvp(command[0], command)
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr, flush=True)
