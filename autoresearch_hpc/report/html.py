@@ -288,10 +288,10 @@ h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere } h2 { margin: 40px 0 1
 .facts { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 16px 0 0; font-size: 13px }
 .facts dt, .facts dd { display: inline; margin: 0 } .facts dt { color: var(--faint); margin-right: 6px }
 .facts dd { font-weight: 600; overflow-wrap: anywhere }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 1px; margin: 24px 0;
+.figures { display: flex; flex-wrap: wrap; gap: 1px; margin: 24px 0;
   background: var(--line); border: 1px solid var(--line) }
-.figures div { display: flex; flex-direction: column; padding: 12px 14px; background: #fff; font-size: 12px;
-  color: var(--faint) }
+.figures div { display: flex; flex-direction: column; flex: 1 1 155px; box-sizing: border-box; padding: 12px 14px;
+  background: #fff; font-size: 12px; color: var(--faint) }
 .figures b { font-size: 20px; line-height: 1.4; color: var(--text); font-variant-numeric: tabular-nums }
 .progress { width: 100%; height: auto }
 .scroll { overflow-x: auto }
