@@ -1,4 +1,4 @@
-"""Agents that edit code, in whole searches on this machine."""
+"""Agents that edit code, in whole searches on this machine: what tests/slurm does not try."""
 
 from collections.abc import Callable
 
@@ -19,19 +19,11 @@ def local(toy: Callable[..., Toy]) -> Callable[..., Toy]:
     return make
 
 
-@pytest.mark.parametrize("prefetch", ["none", "revise"])
-def test_a_model_that_answers_badly_in_every_round(local: Callable[..., Toy], prefetch: str) -> None:
+def test_a_model_that_answers_badly_while_rounds_train(local: Callable[..., Toy]) -> None:
     with ScriptedLlm(thinking.BadModel(), api_key=thinking.KEY) as server:
-        toy = local("agent=llm", *thinking.settings(server, prefetch=prefetch))
+        toy = local("agent=llm", *thinking.settings(server, prefetch="revise"))
         thinking.every_slot_is_filled(toy, "llm", "llm")
         thinking.output_is_only_quoted(toy, "llm", [words(question) for question in server.questions])
-
-
-def test_killed_in_the_middle_of_a_call(local: Callable[..., Toy]) -> None:
-    slow = "This is round 2."
-    with ScriptedLlm(thinking.BadModel(slow, delay_s=2.0), api_key=thinking.KEY) as server:
-        toy = local("agent=llm", *thinking.settings(server))
-        thinking.killed_while_the_agent_thinks(toy, "killed", server, slow)
 
 
 def test_killed_while_the_next_round_is_drafted(local: Callable[..., Toy]) -> None:
@@ -46,12 +38,6 @@ def test_interrupted_in_the_middle_of_a_call(local: Callable[..., Toy]) -> None:
     with ScriptedLlm(thinking.BadModel(slow, delay_s=60.0), api_key=thinking.KEY) as server:
         toy = local("agent=llm", *thinking.settings(server, timeout_s=60))
         thinking.interrupted_while_the_agent_thinks(toy, "interrupted", server, slow)
-
-
-def test_a_coding_cli_that_misbehaves_in_most_slots(local: Callable[..., Toy]) -> None:
-    toy = local()
-    thinking.every_slot_is_filled(toy, "cli", "cli", thinking.with_stand_in_cli(toy))
-    thinking.the_cli_was_shut_in(toy, "cli")
 
 
 def test_killed_while_coding_clis_work(local: Callable[..., Toy]) -> None:
