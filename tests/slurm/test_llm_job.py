@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import thinking
 from client import Sandbox
+from toy import Toy
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "sbatch" / "llm_server.sbatch"
@@ -18,10 +20,7 @@ STAND_IN = f"{sys.executable} {ROOT / 'tests' / 'stand_in_llm.py'} --port {{port
 Submit = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def empty_queue(cluster: Sandbox) -> Iterator[None]:
-    yield
-    cluster.cancel_all()
+pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
 @pytest.fixture
@@ -180,3 +179,34 @@ def test_without_a_server_named_vllm_serves_the_model(cluster: Sandbox, home: Pa
     nameless = submit(LLM_SERVER="", PATH=path)
     cluster.wait_state(nameless, "FAILED")
     assert log(home, nameless).startswith("usage: sbatch sbatch/llm_server.sbatch MODEL")
+
+
+def test_an_agent_waits_for_it_and_outlives_its_requeue(
+    cluster: Sandbox, home: Path, submit: Submit, toy: Callable[..., Toy]
+) -> None:
+    tests = ROOT / "tests"
+    script = home / "model.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(tests)!r})\nfrom thinking import BadModel\nanswer = BadModel()\n"
+    )
+    told = address_file(home)
+    overrides = (f"agent.base_url='file:{told}'", "agent.prefetch=none", "agent.timeout_s=10", "cluster.max_parallel=2")
+    repository = toy(
+        cluster="slurm", name="toy", k=thinking.K, rounds=thinking.ROUNDS, overrides=("agent=llm", *overrides)
+    )
+    run = repository.search("job")
+    cluster.wait_until(lambda: "waiting for a server to be told of" in run.said()[1], 30, "the agent waits")
+    job = submit(LLM_SERVER=f"{sys.executable} {tests / 'llm_server.py'} --script model.py --port {{port}}")
+
+    def proposed() -> int:
+        return sum(line["event"] == "round.proposed" for line in repository.journal("job"))
+
+    cluster.wait_until(lambda: proposed() >= 2, 60, "a first round of the model's")
+    before = json.loads(told.read_text())["api_key"]
+    cluster.run("scontrol", "requeue", job)
+    run.finish(timeout_s=120)
+    assert address(cluster, told, unlike=before)["job_id"] == job
+    made = [line["proposals"] for line in repository.journal("job") if line["event"] == "round.proposed"]
+    assert [len(round_) for round_ in made[1:]] == [thinking.K] * thinking.ROUNDS
+    for round_ in made[1:]:
+        assert "llm" in {proposal["origin"] for proposal in round_.values()}
