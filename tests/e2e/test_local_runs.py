@@ -50,7 +50,7 @@ def test_cancelled(local: Callable[..., Toy]) -> None:
 
 
 def test_two_at_once(local: Callable[..., Toy]) -> None:
-    scenarios.two_at_once(local(k=2))
+    scenarios.two_at_once(local(k=2, sleep_s=4))
 
 
 def test_multirun_is_a_run_for_each_seed(local: Callable[..., Toy]) -> None:

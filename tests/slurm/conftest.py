@@ -50,8 +50,10 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         real = shutil.which(command, path=real_path)
         folder.mkdir(exist_ok=True)
         calls = folder / f"{command}.calls"
-        (folder / command).write_text(f'#!/bin/sh\nREAL={real}\nCALLS={calls}\necho "$*" >> "$CALLS"\n{script}\n')
-        (folder / command).chmod(0o755)
+        new = folder / f".{command}"  # the one before may be running: it is replaced, not written to
+        new.write_text(f'#!/bin/sh\nREAL={real}\nCALLS={calls}\necho "$*" >> "$CALLS"\n{script}\n')
+        new.chmod(0o755)
+        new.replace(folder / command)
         monkeypatch.setenv("PATH", f"{folder}:{real_path}")
         return calls
 
