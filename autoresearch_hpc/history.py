@@ -5,7 +5,7 @@ appends, so that a resumed run and one that never stopped are in the same state.
 
     run.started     tag, uid, version, config_sha256, repo, start_commit, metric, direction
     run.resumed     pid, host
-    agent.calling   call, at_most_usd: an agent asks an endpoint or runs a program; what it may cost
+    agent.calling   call, at_most_usd: an agent asks an endpoint or runs a program, or does so again; what it may cost
     agent.called    call, usd, prompt_tokens, answer_tokens: what it has cost; its answer is in the run's directory
     round.proposed  round, base, proposals {candidate id: proposal}
     round.committed round, candidates [candidate]: one trial of each is wanted
@@ -84,16 +84,17 @@ class Trial:
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """A call of an agent's endpoint or program, by all the controllers that began it."""
+    """A call of an agent's endpoint or program, with all the tries that it took."""
 
-    at_most_usd: float = 0.0  # of those that never came to an end
+    open_usd: float = 0.0  # the most that the try may cost which has no answer yet
+    lost_usd: float = 0.0  # the same of tries that were given up, or whose controller was killed
     usd: float | None = None  # None until there is an answer
     prompt_tokens: int = 0
     answer_tokens: int = 0
 
     @property
     def cost_usd(self) -> float:
-        return self.at_most_usd + (self.usd or 0.0)
+        return self.open_usd + self.lost_usd + (self.usd or 0.0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -326,11 +327,12 @@ class History:
 
     def _agent_calling(self, at: str, data: Mapping[str, Any]) -> None:
         call = self.calls.setdefault(data["call"], Call())
-        call.at_most_usd += float(data["at_most_usd"])
+        call.lost_usd += call.open_usd
+        call.open_usd = float(data["at_most_usd"])
 
     def _agent_called(self, at: str, data: Mapping[str, Any]) -> None:
         call = self.calls[data["call"]]
-        call.usd, call.at_most_usd = float(data["usd"]), 0.0
+        call.usd, call.open_usd = float(data["usd"]), 0.0
         call.prompt_tokens, call.answer_tokens = int(data["prompt_tokens"]), int(data["answer_tokens"])
 
     def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:

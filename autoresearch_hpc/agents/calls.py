@@ -8,6 +8,7 @@ rounds/03/agent/propose.prompt.md      what was asked
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from autoresearch_hpc.agent_config import AgentConfig
@@ -47,11 +48,12 @@ class Calls:
             self._desk.spent(id_, kept["usd"], answer.prompt_tokens, answer.answer_tokens)
             return answer
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        if reason := self._desk.may_spend(id_, self._endpoint.at_most_usd(messages)):
+        spend = partial(self._desk.may_spend, id_, self._endpoint.at_most_usd(messages))
+        if reason := spend():
             raise AuthorError(reason)
         write_text_atomic(self._path(round_, name, "prompt.md"), f"{system}\n{user}")
         try:
-            answer = self._endpoint.ask(messages, timeout_s)
+            answer = self._endpoint.ask(messages, timeout_s, spend)
         except EndpointError as error:
             write_text_atomic(self._path(round_, name, "error.txt"), f"{error}\n")
             raise AuthorError(str(error)) from error

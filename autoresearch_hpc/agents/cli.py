@@ -151,7 +151,7 @@ class CliAuthor:
         env |= {name: _filled(value, given) for name, value in self._cli.env.items()}
         argv = [sys.executable, "-P", "-m", "autoresearch_hpc.shut_in", "--mode", self._cli.sandbox.value]
         argv += [word for path in self._readable(words[0], env) for word in ("--readable", str(path))]
-        argv += ["--writable", str(folder), "--", *words]
+        argv += [word for path in (work, home, scratch) for word in ("--writable", str(path))] + ["--", *words]
         log = folder / "output.log"
         with log.open("ab") as output, (work / _PROMPT).open("rb") as text:
             process = subprocess.Popen(

@@ -7,6 +7,7 @@ environment variable or a file; it is written nowhere, and taken out of every me
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -64,8 +65,7 @@ class Endpoint:
 
     def at_most_usd(self, messages: list[dict[str, str]]) -> float:
         """A bound on the price of asking this once."""
-        prompt = sum(len(message["content"]) for message in messages) / _CHARS_PER_TOKEN
-        return self._usd(prompt, self._config.max_tokens)
+        return self._usd(_tokens(*(message["content"] for message in messages)), self._config.max_tokens)
 
     def usd(self, answer: Answer) -> float:
         """What an answer has cost."""
@@ -75,8 +75,13 @@ class Endpoint:
         config = self._config
         return (prompt_tokens * config.usd_per_million_in + answer_tokens * config.usd_per_million_out) / 1e6
 
-    def ask(self, messages: list[dict[str, str]], timeout_s: float | None = None) -> Answer:
-        """The answer, after as many tries as it needs. Raises EndpointError when they or the time are used up."""
+    def ask(
+        self, messages: list[dict[str, str]], timeout_s: float | None = None, again: Callable[[], str] = lambda: ""
+    ) -> Answer:
+        """The answer, after as many tries as it needs. Raises EndpointError when they or the time are used up.
+
+        `again` is asked before a try that follows one which may have been charged; it says why there shall be none.
+        """
         import openai
 
         limit_s = timeout_s or self._config.timeout_s * (1 + self._config.max_retries)
@@ -87,7 +92,7 @@ class Endpoint:
             left_s = deadline - time.monotonic()
             pause_s = _BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)]
             place: _Place | None = None
-            away = False
+            away = charged = False
             try:
                 place = self._place(max(left_s, 0.0))
                 return self._once(place, messages, min(self._config.timeout_s, max(left_s, 1.0)))
@@ -102,15 +107,19 @@ class Endpoint:
                     raise EndpointError(problem) from None
                 pause_s = max(pause_s, _retry_after(error))
             except openai.APITimeoutError as error:
-                problem = _words(error, place)
+                problem, charged = _words(error, place), True
             except openai.APIConnectionError as error:
-                problem, away = _words(error, place), self._is_job
+                problem, charged, away = _words(error, place), True, self._is_job
+            except ConfigError as error:  # the file with the key is gone
+                raise EndpointError(str(error)) from None
             except (openai.OpenAIError, OSError, ValueError, TypeError, AttributeError) as error:  # of odd bodies, too
-                problem = _words(error, place)
+                problem, charged = _words(error, place), True
             tries += 1
             given_up = time.monotonic() > away_until if away else tries > self._config.max_retries
             if given_up or time.monotonic() + pause_s > deadline:
                 raise EndpointError(f"{problem} ({tries} tries)")
+            if charged and (reason := again()):
+                raise EndpointError(f"{problem}; no further try: {reason}")
             _log.info("agent: %s; again in %.0f s", problem, pause_s)
             self._wait(pause_s)
 
@@ -125,7 +134,7 @@ class Endpoint:
         choices = answer.choices
         if not choices:
             raise ValueError("the endpoint's answer has no choices")
-        usage, message = answer.usage, choices[0].message
+        usage, message = getattr(answer, "usage", None), choices[0].message
         text = message.content or ""
         refusal = getattr(message, "refusal", None)
         problem = f"the model refused: {quoted_line(refusal, 200)}" if refusal else ""
@@ -134,8 +143,8 @@ class Endpoint:
         return Answer(
             text=text,
             problem=problem,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            answer_tokens=usage.completion_tokens if usage else 0,
+            prompt_tokens=usage.prompt_tokens if usage else _tokens(*(m["content"] for m in messages)),
+            answer_tokens=usage.completion_tokens if usage else _tokens(text),
             seconds=time.monotonic() - begun,
         )
 
@@ -239,6 +248,11 @@ def _key(config: AgentConfig) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"agent.key_file={path} cannot be read: {error.strerror}", "correct it") from error
+
+
+def _tokens(*texts: str) -> int:
+    """No fewer than any tokenizer makes of these."""
+    return math.ceil(sum(map(len, texts)) / _CHARS_PER_TOKEN)
 
 
 def _words(error: Exception, place: _Place | None) -> str:

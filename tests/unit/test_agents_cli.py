@@ -166,7 +166,7 @@ def test_a_repair_goes_on_in_the_same_copy(desk: FakeDesk) -> None:
 def test_it_can_write_to_its_own_directory_alone(desk: FakeDesk, tmp_path: Path) -> None:
     drafted(author(desk, "probe", "--repository", str(tmp_path)))
     written = json.loads(slot(desk, "work/probe.json").read_text())
-    assert {place for place, word in written.items() if word == "written"} == {"home", "home_parent", "cwd"}
+    assert {place for place, word in written.items() if word == "written"} == {"home", "cwd"}
 
 
 def test_without_landlock_it_may_be_refused(desk: FakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,6 +313,25 @@ def test_no_call_begins_that_the_budget_does_not_cover(desk: FakeDesk, serve: An
     assert len(server.questions) == 1
 
 
+def test_a_try_that_may_have_been_charged_is_paid_for(desk: FakeDesk, serve: Any) -> None:
+    answers = [Reply.error(429), Reply.text("{}").after(20), Reply.dropped(), Reply.text(proposals(*good(1)))]
+    server = serve(in_turn(*answers))
+    asked = agent(desk, server, max_retries=5, timeout_s=0.5, usd_per_million_in=1.0, usd_per_million_out=10.0)
+    assert origins(asked.ask(state(), K)) == ["llm"] * K
+    assert [call for call, _ in desk.calls] == ["r01/propose"] * 3, "not for the rate limit"
+
+
+def test_tokens_that_are_not_told_are_estimated(desk: FakeDesk, serve: Any) -> None:
+    text = proposals(*good(1))
+    body = {
+        "id": "1",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+    }
+    server = serve(in_turn(Reply.malformed(json.dumps(body))))
+    assert origins(agent(desk, server, usd_per_million_out=1e6).ask(state(), K)) == ["llm"] * K
+    assert desk.costs["r01/propose"] == pytest.approx(len(text) / 2.5, abs=1)
+
+
 # ---- Resume
 
 
