@@ -4,18 +4,21 @@ What is told of a round is the same for both; how an answer is to be given diffe
 or ours (titles, reasons, output of programs) is data, quoted and bounded, and said to be.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 
 from autoresearch_hpc.agents.chronicle import failures, record
 from autoresearch_hpc.agents.drafts import Draft, Rejected
+from autoresearch_hpc.agents.edits import difference
 from autoresearch_hpc.agents.titles import show
 from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.records import SearchState, to_json
 from autoresearch_hpc.space import Domain, Space
 
 __all__ = ["DIRECTIONS", "SYSTEM", "brief", "for_cli", "in_turn", "rejections", "revision", "wanted"]
+
+_MAX_DIFFS = 16_000  # characters of all failed candidates' changes
+_MAX_GIVEN = 6_000  # of a rejected proposal, handed back
 
 DIRECTIONS = (
     "the architecture of the blocks: attention, MLP, normalization, residual paths",
@@ -78,8 +81,8 @@ def brief(state: SearchState, space: Space | None, max_chars: int, *, with_files
         parts.append(("Knobs", "\n".join(_knobs(state, space))))
     if with_files:
         parts += [(f"The incumbent's {path}", f"```\n{text.rstrip()}\n```") for path, text in state.source.items()]
-    if state.failed:
-        parts.append(("May be mended", "\n\n".join(_mendable(state))))
+        if state.failed:
+            parts.append(("May be mended", "\n\n".join(_mendable(state))))
     if state.running:
         running = "\n".join(f"- {proposal.title}" for proposal in state.running)
         parts.append(("In training now, results unknown", running))
@@ -116,7 +119,7 @@ def rejections(rejected: Sequence[Rejected]) -> str:
     """The end of a request to correct what was rejected."""
     lines = ["\n# Your task\nThese proposals of yours could not be used. Correct them, or give others in their place:"]
     for item in rejected:
-        given = json.dumps(to_json(item.draft)) if item.draft else "(no proposal could be read)"
+        given = _cut(json.dumps(to_json(item.draft)), _MAX_GIVEN) if item.draft else "(no proposal could be read)"
         lines.append(f"\n{given}\nProblem:\n" + "\n".join(f"| {line}" for line in item.problem.splitlines()))
     lines.append(f"\nGive {len(rejected)} proposal{'s' if len(rejected) > 1 else ''}.\n")
     return "\n".join(lines)
@@ -172,20 +175,15 @@ def _plain(number: float) -> int | float:
     return int(number) if number == int(number) and abs(number) >= 1 else number
 
 
-def _mendable(state: SearchState, max_chars: int = 4000) -> list[str]:
+def _mendable(state: SearchState) -> list[str]:
+    """What each failed candidate had changed, against the incumbent of today."""
+    room = _MAX_DIFFS // len(state.failed)
     texts = []
     for id_, files in state.failed.items():
-        diffs = [
-            "".join(
-                difflib.unified_diff(
-                    state.source.get(path, "").splitlines(keepends=True),
-                    text.splitlines(keepends=True),
-                    f"incumbent/{path}",
-                    f"{id_}/{path}",
-                )
-            )
-            for path, text in files.items()
-        ]
-        diff = "".join(diffs)
-        texts.append(f"{id_}:\n```\n{diff if len(diff) <= max_chars else diff[:max_chars] + chr(10) + '(cut)'}\n```")
+        patch = difference({path: state.source.get(path, "") for path in files}, files)
+        texts.append(f"{id_}:\n```\n{_cut(patch.diff if patch else '', room)}\n```")
     return texts
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else f"{text[:max_chars]}\n(cut)"
