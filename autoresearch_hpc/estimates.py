@@ -3,7 +3,8 @@
 Values that travel, like those of `records`, whose `to_json` and `from_json` are theirs too.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -58,6 +59,18 @@ class Effect:
         return self.p is not None and self.p < SIGNIFICANT
 
     @property
+    def coefficient(self) -> float:
+        """Of the coded term: a main effect and an interaction go from -1 to +1, a curvature from 0 to 1."""
+        return self.estimate if self.term is Term.curvature else self.estimate / 2
+
+    def column(self, coded: Mapping[str, float]) -> float:
+        """The term's value at coded levels; a factor that is not named is in its middle."""
+        levels = [coded.get(name, 0.0) for name in self.factors]
+        if self.term is Term.curvature:
+            return sum(level**2 for level in levels) / len(levels)
+        return math.prod(levels)
+
+    @property
     def words(self) -> str:
         """`+0.012000 ± 0.001100, p=0.0003`."""
         known = "" if self.margin is None else f" ± {self.margin:.6f}"
@@ -89,6 +102,11 @@ class Effects:
     def by_size(self) -> tuple[Effect, ...]:
         """The surest first; without intervals the largest."""
         return tuple(sorted(self.effects, key=lambda e: (1.0 if e.p is None else e.p, -abs(e.estimate))))
+
+    def predict(self, coded: Mapping[str, float], keep: Container[str] | None = None) -> float:
+        """The model's value at coded levels, by all terms or by those named in `keep`."""
+        kept = (effect for effect in self.effects if keep is None or effect.name in keep)
+        return self.centre + sum(effect.coefficient * effect.column(coded) for effect in kept)
 
     @property
     def of_factors(self) -> Mapping[str, Factor]:

@@ -1,9 +1,9 @@
 """Designed waves on a response surface whose truth is known: what they find, and what others find in as many trials.
 
-Six knobs as in a training script; two rates with an optimum, an interaction of a rate with the batch size, a width with
-a bend, two knobs that do nothing. A trial's score is the truth and luck. Every agent starts at the same baseline and has
-as many candidates; the judge is simple: the incumbent is the best candidate so far, by the mean of its trials. What
-counts is the *true* value of what is kept in the end.
+Six knobs as in a training script: two rates with an optimum, an interaction of a rate with the batch size, a width
+with a bend, two knobs that do nothing. A trial's score is the truth and luck. Every agent starts at the same baseline
+and has as many candidates; the judge is simple: the incumbent is the best candidate so far, by the mean of its trials.
+What counts is the *true* value of what is kept in the end.
 
     python benchmarks/waves.py              # the table: median over seeds of what is left to gain
     python benchmarks/waves.py --images DIR # the pictures of docs/waves.md
@@ -14,10 +14,10 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch_hpc import agents, effects
+from autoresearch_hpc import agents
 from autoresearch_hpc.agents import Brief
 from autoresearch_hpc.config import AgentConfig, KnobDomain, KnobType, PlanConfig, SpaceConfig
 from autoresearch_hpc.gains import Noise

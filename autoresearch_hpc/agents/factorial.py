@@ -19,7 +19,7 @@ from autoresearch_hpc.agents.sampling import Sampler, Setting
 from autoresearch_hpc.agents.slope import Slope
 from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.errors import ConfigError
-from autoresearch_hpc.records import Knobs, Proposal, SearchState
+from autoresearch_hpc.records import Knobs, Outcome, Proposal, SearchState
 from autoresearch_hpc.space import Space
 
 __all__ = ["FactorialAgent"]
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _SHRINK = 0.6  # of the span, for each wave since the incumbent's
 _LEAST_SPAN = 0.05
 _SHARE = 0.5  # of a later wave's slots that go where the model says it is better
+_TRIES = 20  # random settings looked at for each slot that a design leaves
+_LEFTOVER = "random in the same neighbourhood: the design leaves slots"
 
 Wave = Iterator[tuple[Setting, str]]
 
@@ -81,6 +83,10 @@ class FactorialAgent(Sampler):
                 yield allowed
         yield from self._random_settings(state, k)
 
+    def _heard(self, state: SearchState) -> list[Outcome]:
+        """Every outcome as it stands now: an incumbent's mean changes with the controls beside later rounds."""
+        return list({outcome.candidate: outcome for outcome in (*self._outcomes, *state.outcomes)}.values())
+
     # where
 
     def _neighbourhood(self, state: SearchState) -> Neighbourhood:
@@ -108,7 +114,7 @@ class FactorialAgent(Sampler):
             elif kind is DesignKind.two_level:
                 yield from self._two_level(state, k, near, self._factors)
             return
-        model = effects.fit(self._outcomes, self._space, state.noise)
+        model = effects.fit(self._heard(state), self._space, state.noise)
         slope = Slope(model, self._factors, near, state.direction) if model else None
         if slope is None or not slope.alive:
             _log.info("round=%d agent=%s no effect stands out: span %.3g", state.index, self.origin, near.span)
@@ -124,7 +130,7 @@ class FactorialAgent(Sampler):
 
     def _after(self, state: SearchState, k: int, near: Neighbourhood, slope: Slope) -> Wave:
         """A wave that knows the effects of those before it."""
-        told = ", ".join(f"{effect.name} {effect.words}" for effect in slope.told[:4])
+        told = ", ".join(f"{effect.name} {effect.words}" for effect in slope.told[:3])
         alive, new = slope.alive, [name for name in self._factors if slope.untried(name)]
         _log.info(
             "round=%d agent=%s alive: %s; not yet tried in full: %s; span %.3g; %s",
@@ -138,6 +144,9 @@ class FactorialAgent(Sampler):
         yield from self._two_level(state, k - downhill, around, [*new, *alive] if new else alive)
         curved = slope.curved or [name for name in alive if near.domain(name).type is not KnobType.choice]
         yield from self._three_levels(around, curved)
+        rng = self._rng(state)
+        for _ in range(_TRIES * k):
+            yield around.sample(rng, alive), _LEFTOVER
 
     def _two_level(self, state: SearchState, k: int, near: Neighbourhood, factors: Sequence[str]) -> Wave:
         count = designs.factors_that_fit(len(factors), k, self._design.resolution)
@@ -177,5 +186,5 @@ class FactorialAgent(Sampler):
 
     def _leftover(self, state: SearchState, k: int, near: Neighbourhood) -> Wave:
         rng = self._rng(state)
-        for _ in range(20 * k):
-            yield near.sample(rng, self._factors), "random in the same neighbourhood: the design leaves slots"
+        for _ in range(_TRIES * k):
+            yield near.sample(rng, self._factors), _LEFTOVER

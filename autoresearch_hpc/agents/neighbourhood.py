@@ -27,7 +27,7 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, space: Space, knobs: Knobs, span: float, turn: int) -> "Neighbourhood":
-        """Around these settings; a knob that is missing or outside of its domain stands at the nearest end, or middle."""
+        """Around these settings; one outside of its domain stands at the nearest end, a missing one in the middle."""
         centre = {name: _inside(domain, knobs.get(name)) for name, domain in space.domains.items()}
         return cls(space=space, centre=centre, span=span, turn=turn)
 

@@ -1,7 +1,7 @@
 """Where the effects of past waves say that it is better: which knobs are alive, the way down, the best predicted."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from autoresearch_hpc.agents.neighbourhood import Neighbourhood
 from autoresearch_hpc.agents.sampling import Setting
@@ -33,13 +33,19 @@ class Slope:
             if (effect.p < ALIVE if effect.p is not None else abs(effect.estimate) >= _NO_ODDS * largest)
         ]
         self._keep = frozenset(effect.name for effect in self.told)
-        knobs = {self._knob_of[name] for effect in self.told for name in effect.factors}
-        self.alive = [name for name in factors if name in knobs]
+        knobs = self._knobs(effect for effect in self.told if effect.term is not Term.curvature)
+        single = self._knobs(e for e in self.told if e.term is Term.curvature and len(e.factors) == 1)
+        # a curvature of several knobs at once does not say whose it is
+        standing = knobs | single or self._knobs(self.told)
+        self.alive = [name for name in factors if name in standing]
+
+    def _knobs(self, told: Iterable[Effect]) -> set[str]:
+        return {self._knob_of[name] for effect in told for name in effect.factors}
 
     @property
     def curved(self) -> list[str]:
         """Knobs in a curvature that stands out."""
-        names = {name for effect in self.told if effect.term is Term.curvature for name in effect.factors}
+        names = self._knobs(effect for effect in self.told if effect.term is Term.curvature)
         return [name for name in self.alive if name in names]
 
     def untried(self, name: str) -> bool:

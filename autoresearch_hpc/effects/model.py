@@ -1,19 +1,21 @@
 """Least squares of results on coded settings: what each knob does, what two of them do together, and how sure that is.
 
 Terms enter by rank: main effects, squares, interactions of two; each only where the trials tell it from those before
-it. What they cannot tell apart is said to be aliased. Squares that move together, as with centre points alone, are one
+it. What they cannot tell apart is said to be aliased; of such interactions the one stands for all whose knobs matter
+most by themselves (effect heredity). Squares that move together, as with centre points alone, are one
 curvature. Every result counts with the number of its trials.
 
 The error of a trial is pure: from settings that were run more than once, and from the run's noise. Where there is none
 it is what the model leaves over, or else Lenth's pseudo standard error, which takes most effects for nothing. Where the
 model does not fit (p < 0.05 against pure error) what it leaves over is taken, too: intervals then hold for what the
-model lacks as well. Source: Montgomery 2017, chapters 6 and 11; Lenth 1989.
+model lacks as well. Source: Montgomery 2017, chapters 6 and 11; Lenth 1989; Hamada
+and Wu 1992.
 """
 
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +41,14 @@ _FEW = 3  # residual degrees of freedom below which they say nothing of the erro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The fitted model. It predicts the metric, from all its terms or from those that `keep` names."""
+    """The fitted effects and how settings are coded for them."""
 
     coding: Coding
     effects: Effects
-    intercept: float
 
-    def predict(self, setting: Knobs, keep: frozenset[str] | None = None) -> float:
-        row = self.coding.row(setting)
-        kept = (effect for effect in self.effects.effects if keep is None or effect.name in keep)
-        return self.intercept + sum(_coefficient(effect) * _value(effect, row) for effect in kept)
+    def predict(self, setting: Knobs, keep: Container[str] | None = None) -> float:
+        """The metric, from all terms or from those that `keep` names."""
+        return self.effects.predict(self.coding.row(setting), keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
         return None
     y = np.array([value for _, value, _ in good])
     weights = np.array([float(max(num, 1)) for _, _, num in good])
-    taken, aliases, lost = _choose(_columns(coding, settings), weights)
+    taken, aliases, lost = _choose(_columns(coding, settings, y), weights)
     if not taken:
         return None
     fitted = _least_squares(y, taken, weights)
@@ -90,11 +90,10 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
         )
         for i, column in enumerate(taken, start=1)
     )
-    centre = float(fitted.params[0])
     record = Effects(
         factors=tuple(code.factor for code in coding.codes),
         effects=effects,
-        centre=centre,
+        centre=float(fitted.params[0]),
         num_outcomes=len(good),
         num_failed=len(pairs) - len(good),
         sd=error.sd,
@@ -103,11 +102,11 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
         lack_of_fit=error.lack_of_fit,
         not_estimated=tuple(lost),
     )
-    return Model(coding=coding, effects=record, intercept=centre)
+    return Model(coding=coding, effects=record)
 
 
-def _columns(coding: Coding, settings: Sequence[Knobs]) -> list[_Column]:
-    """All terms that could be, mains first."""
+def _columns(coding: Coding, settings: Sequence[Knobs], y: "Vector") -> list[_Column]:
+    """All terms that could be, mains first; of interactions those first whose knobs have large effects themselves."""
     import numpy as np
 
     rows = [coding.row(setting) for setting in settings]
@@ -123,6 +122,8 @@ def _columns(coding: Coding, settings: Sequence[Knobs]) -> list[_Column]:
         _Column(term=Term.interaction, factors=(a, b), values=coded[a] * coded[b])
         for a, b in itertools.combinations(paired, 2)
     ]
+    size = {name: abs(_correlation(values, y)) for name, values in coded.items()}
+    products.sort(key=lambda column: -size[column.factors[0]] * size[column.factors[1]])
     return [*mains, *_merged(squares), *products]
 
 
@@ -248,16 +249,6 @@ def _effect(column: _Column, coefficient: float, variance: float, error: _Error,
     return Effect(
         term=column.term, factors=column.factors, estimate=scale * coefficient, margin=margin, p=p, aliases=aliases
     )
-
-
-def _coefficient(effect: Effect) -> float:
-    return effect.estimate if effect.term is Term.curvature else effect.estimate / 2
-
-
-def _value(effect: Effect, row: Mapping[str, float]) -> float:
-    if effect.term is Term.curvature:
-        return sum(row[name] ** 2 for name in effect.factors) / len(effect.factors)
-    return math.prod(row[name] for name in effect.factors)
 
 
 def _correlation(a: "Vector", b: "Vector") -> float:
