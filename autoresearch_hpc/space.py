@@ -79,9 +79,13 @@ class Domain:
 
     def grid(self) -> tuple[KnobValue, ...]:
         """All choices, or at most `points` values of a range, evenly spaced on its scale, both ends included."""
+        return self.spread(self.points)
+
+    def spread(self, num: int) -> tuple[KnobValue, ...]:
+        """All choices, or at most so many values of a range, at least 2, evenly spaced, both ends included."""
         if self.type is KnobType.choice:
             return self.choices
-        return tuple(dict.fromkeys(self._at(i / (self.points - 1)) for i in range(self.points)))
+        return tuple(dict.fromkeys(self._at(i / (num - 1)) for i in range(num)))
 
     def sample(self, rng: random.Random) -> KnobValue:
         """A random value, uniform on the domain's scale."""

@@ -107,7 +107,7 @@ class FactorialAgent(Sampler):
     def _wave(self, state: SearchState, k: int, near: Neighbourhood) -> Wave:
         kind, waves = self._kind(), self._num_waves()
         if kind is DesignKind.grid:
-            yield from self._grid(near)
+            yield from self._grid(near, k)
         if waves == 0:
             if kind in (DesignKind.latin_hypercube, DesignKind.sobol):
                 yield from self._filling(state, k, near, kind)
@@ -165,8 +165,10 @@ class FactorialAgent(Sampler):
             levels = {name: level for name, level in zip(curved, row, strict=True) if level}
             yield near.corner(levels), f"a third level of {next(iter(levels))}, where curvature shows"
 
-    def _grid(self, near: Neighbourhood) -> Wave:
+    def _grid(self, near: Neighbourhood, k: int) -> Wave:
         axes = [near.domain(name).grid() for name in self._factors]
+        if len(axes) == 1:  # as many levels as there are slots, the incumbent's beside them
+            axes = [near.domain(self._factors[0]).spread(k + 1)]
         reason = f"grid of {' x '.join(map(str, map(len, axes)))} levels of {', '.join(self._factors)}"
         for values in designs.full_grid(axes):
             yield near.at(dict(zip(self._factors, values, strict=True))), reason

@@ -74,11 +74,12 @@ def test_waves_find_what_matters_and_tell_it(waves: Toy, caplog: pytest.LogCaptu
     assert all(p["origin"] == "factorial" for p in second)
     assert "where the effects say that it is better" in second[0]["reasoning"]
 
-    rows = list(csv.DictReader((run / "effects.csv").open()))
+    rows = csv.DictReader((run / "effects.csv").read_text().splitlines())
     told = {row["effect"]: row for row in rows}
     assert float(told["WIDTH"]["estimate_high"]) < 0  # wider is better, and surely so
-    assert float(told["KIND"]["estimate_low"]) < 0.02
-    assert (told["WIDTH"]["term"], told["WIDTH"]["low"] < told["WIDTH"]["high"]) == ("main", False)  # "12" < "4"
+    assert told["WIDTH"]["term"] == "main"
+    assert int(told["WIDTH"]["low"]) < 8 < int(told["WIDTH"]["high"])
+    assert float(told["KIND"]["p"]) > 0.001
     analysed = [event for event in events if event["event"] == "round.analysed"]
     assert [event["round"] for event in analysed] == [1, 2]
 
@@ -92,8 +93,8 @@ def test_waves_find_what_matters_and_tell_it(waves: Toy, caplog: pytest.LogCaptu
     assert make_report([str(run)]) == 0
     assert ((run / "effects.csv").read_bytes(), (run / "effects.png").read_bytes()) == before
 
-    best = [event["incumbent"] for event in events if event["event"] == "round.judged"][-1]
-    assert best["value"] < 0.98  # from about 1.01
+    start, *_, best = [event["incumbent"]["value"] for event in events if event["event"] == "round.judged"]
+    assert best < start - 0.02  # of 0.05 that there are
 
 
 def test_killed_between_waves_it_goes_on_the_same(waves: Toy) -> None:

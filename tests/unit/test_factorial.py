@@ -83,9 +83,13 @@ def test_named_factors_alone_are_varied() -> None:
 
 
 def test_one_factor_alone_is_seen_at_many_levels() -> None:
-    width = {"DEPTH": KnobDomain(type=KnobType.int, low=4, high=16, points=7)}
-    proposals = agent(width).ask(state(), 6)
+    one = agent({"DEPTH": KnobDomain(type=KnobType.int, low=4, high=16)})
+    proposals = one.ask(state(), 6)
     assert [p.knobs["DEPTH"] for p in proposals] == [4, 6, 10, 12, 14, 16]  # 8 is the incumbent's
+    told = [outcome(0, {}, 1.25), *judged(proposals, 1, lambda knobs: 1 + (int(str(knobs["DEPTH"])) - 13) ** 2 / 100)]
+    one.tell(told)
+    following = one.ask(replace(state(2, told, knobs={**SCRIPT, "DEPTH": 12}), noise=NOISE), 2)
+    assert following[0].knobs["DEPTH"] == 13  # where the curve has its bottom
 
 
 @pytest.mark.parametrize("kind", [DesignKind.latin_hypercube, DesignKind.sobol])
