@@ -133,6 +133,11 @@ class Entry:
         return [v for result in good if (v := result.metric.value) is not None and result.kind == good[-1].kind]
 
     @property
+    def kind(self) -> str:
+        """Of the trials whose values count."""
+        return next((result.kind for result in reversed(self.results) if result.metric.value is not None), "")
+
+    @property
     def value(self) -> float | None:
         """The mean over all good trials, so that no lucky one stands for the candidate."""
         values = self.values
@@ -303,6 +308,7 @@ class History:
                 fingerprint=entry.candidate.fingerprint if entry.candidate else "",
                 peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
                 num_trials=max(len(entry.values), 1),
+                kind=entry.kind,
             )
             for round_ in self.rounds
             if round_.judged

@@ -258,6 +258,7 @@ class Outcome:
     fingerprint: str = ""
     peak_vram_mb: float | None = None
     num_trials: int = 1
+    kind: str = ""  # of these trials: values of two kinds do not compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ class FactorialAgent(Sampler):
             if allowed is not None:
                 self._reasons.setdefault(self._key(allowed), reason)
                 yield allowed
-        yield from self._random_settings(state, k)
+        yield from self._anywhere(state, k, near)
 
     def _heard(self, state: SearchState) -> list[Outcome]:
         """Every outcome as it stands now: an incumbent's mean changes with the controls beside later rounds."""
@@ -185,6 +185,14 @@ class FactorialAgent(Sampler):
         """The factors, those first that an earlier wave had no room for."""
         first = waves % max(len(self._factors), 1)
         return [*self._factors[first:], *self._factors[:first]]
+
+    def _anywhere(self, state: SearchState, k: int, near: Neighbourhood) -> Iterable[Setting]:
+        """What every sampler ends with; of named factors these alone."""
+        if not self._design.factors:
+            return self._random_settings(state, k)
+        named = Space(domains={name: near.domain(name) for name in self._factors})
+        within = FactorialAgent(named, self._seed, self._fixed)
+        return (near.at(setting) for setting in within._random_settings(state, k))
 
     def _leftover(self, state: SearchState, k: int, near: Neighbourhood) -> Wave:
         rng = self._rng(state)

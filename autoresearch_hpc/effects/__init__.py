@@ -17,7 +17,8 @@ _MIN_KNOBS = 2
 
 def worth_telling(outcomes: Sequence[Outcome], space: Space, noise: Noise | None) -> Effects | None:
     """The effects of a run, whoever proposed; None while too few results vary too few knobs."""
-    if sum(outcome.value is not None for outcome in outcomes) < _MIN_OUTCOMES:
+    good = sum(outcome.value is not None for outcome in outcomes)
+    if good < _MIN_OUTCOMES or len(space.names) < _MIN_KNOBS:  # asked first: the libraries take a second to come
         return None
     model = fit(outcomes, space, noise)
     if model is None or model.effects.num_outcomes < _MIN_OUTCOMES or len(model.coding.knobs) < _MIN_KNOBS:

@@ -3,7 +3,8 @@
 Terms enter by rank: main effects, squares, interactions of two; each only where the trials tell it from those before
 it. What they cannot tell apart is said to be aliased; of such interactions the one stands for all whose knobs matter
 most by themselves (effect heredity). Squares that move together, as with centre points alone, are one
-curvature. Every result counts with the number of its trials.
+curvature. Every result counts with the number of its trials; trials of another kind (GPU, tier, data) have a level of
+their own.
 
 The error of a trial is pure: from settings that were run more than once, and from the run's noise. Where there is none
 it is what the model leaves over, or else Lenth's pseudo standard error, which takes most effects for nothing. Where the
@@ -15,6 +16,7 @@ and Wu 1992.
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,25 +72,24 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     import numpy as np
 
     pairs = comparable(outcomes, space)
-    good = [(setting, o.value, o.num_trials) for setting, o in pairs if o.value is not None]
+    good = [(setting, o.value, o) for setting, o in pairs if o.value is not None]
     settings = [setting for setting, _, _ in good]
     coding = Coding.of(settings, space) if good else Coding(codes=())
     if not coding.codes or len(good) < 3:
         return None
     y = np.array([value for _, value, _ in good])
-    weights = np.array([float(max(num, 1)) for _, _, num in good])
-    taken, aliases, lost = _choose(_columns(coding, settings, y), weights)
+    weights = np.array([float(max(o.num_trials, 1)) for _, _, o in good])
+    blocks = _blocks([o.kind for _, _, o in good])
+    taken, aliases, lost = _choose(_columns(coding, settings, y), blocks, weights)
     if not taken:
         return None
-    fitted = _least_squares(y, taken, weights)
-    groups = [tuple(coding.row(setting).values()) for setting in settings]
-    error = _error(fitted, y, weights, groups, noise)
-    names = [column.name for column in taken]
+    fitted = _least_squares(y, [*blocks, *(column.values for column in taken)], weights)
+    groups = [(o.kind, *coding.row(setting).values()) for setting, _, o in good]
+    first = 1 + len(blocks)
+    error = _error(fitted, first, y, weights, groups, noise)
     effects = tuple(
-        _effect(
-            column, float(fitted.params[i]), float(fitted.normalized_cov_params[i, i]), error, aliases[names[i - 1]]
-        )
-        for i, column in enumerate(taken, start=1)
+        _effect(column, float(fitted.params[i]), float(fitted.normalized_cov_params[i, i]), error, aliases[column.name])
+        for i, column in enumerate(taken, start=first)
     )
     record = Effects(
         factors=tuple(code.factor for code in coding.codes),
@@ -147,14 +148,27 @@ def _merged(squares: Sequence[_Column]) -> list[_Column]:
     ]
 
 
+def _blocks(kinds: Sequence[str]) -> list["Vector"]:
+    """A column for each kind of trial but the commonest: a faster GPU's scores differ as a whole."""
+    import numpy as np
+
+    others = [kind for kind, _ in Counter(kinds).most_common()[1:]]
+    return [np.array([float(kind == other) for kind in kinds]) for other in others]
+
+
 def _choose(
-    columns: Sequence[_Column], weights: "Vector"
+    columns: Sequence[_Column], blocks: Sequence["Vector"], weights: "Vector"
 ) -> tuple[list[_Column], Mapping[str, tuple[str, ...]], list[str]]:
     """The columns that enter, what each is aliased with, and what was not estimated at all."""
     import numpy as np
 
     root = np.sqrt(weights)
     basis = [root / np.linalg.norm(root)]
+    for block in blocks:
+        own = block * root
+        for direction in basis:
+            own = own - direction * (direction @ own)
+        basis.append(own / np.linalg.norm(own))
     taken: list[_Column] = []
     aliases: dict[str, list[str]] = {}
     lost: list[str] = []
@@ -177,11 +191,11 @@ def _choose(
     return taken, {name: tuple(names) for name, names in aliases.items()}, lost
 
 
-def _least_squares(y: "Vector", columns: Sequence[_Column], weights: "Vector") -> Any:
+def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> Any:
     import numpy as np
     import statsmodels.api as sm
 
-    matrix = np.column_stack([np.ones(len(y)), *(column.values for column in columns)])
+    matrix = np.column_stack([np.ones(len(y)), *columns])
     return sm.WLS(y, matrix, weights=weights).fit()
 
 
@@ -195,7 +209,9 @@ class _Error:
     lack_of_fit: float | None
 
 
-def _error(fitted: Any, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None) -> _Error:
+def _error(
+    fitted: Any, first: int, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None
+) -> _Error:
     import numpy as np
     from scipy import stats
 
@@ -220,19 +236,19 @@ def _error(fitted: Any, y: "Vector", weights: "Vector", groups: Sequence[object]
     if left_df >= _FEW:
         source = "what the model leaves over"
         return _Error(sd=math.sqrt(max(left / left_df, least)), df=left_df, source=source, lack_of_fit=odds)
-    return _lenth(fitted, weights, odds)
+    return _lenth(fitted, first, odds)
 
 
-def _lenth(fitted: Any, weights: "Vector", lack_of_fit: float | None) -> _Error:
-    """From the effects themselves, in designs whose effects are all of one precision."""
+def _lenth(fitted: Any, first: int, lack_of_fit: float | None) -> _Error:
+    """From the effects themselves, the parameters from `first` on, where all are of one precision."""
     import numpy as np
 
-    precision = np.sqrt(np.diag(fitted.normalized_cov_params)[1:])
-    sizes = np.abs(np.asarray(fitted.params)[1:]) / precision  # each is of the standard deviation of one trial
+    precision = np.sqrt(np.diag(fitted.normalized_cov_params)[first:])
+    sizes = np.abs(np.asarray(fitted.params)[first:]) / precision  # each is of the standard deviation of one trial
     if len(sizes) < 7:
         return _Error(sd=None, df=0.0, source="", lack_of_fit=lack_of_fit)
-    first = 1.5 * statistics.median(sizes)
-    pseudo = 1.5 * statistics.median([size for size in sizes if size <= 2.5 * first])
+    rough = 1.5 * statistics.median(sizes)
+    pseudo = 1.5 * statistics.median([size for size in sizes if size <= 2.5 * rough])
     source = "Lenth's pseudo standard error"
     return _Error(sd=float(pseudo) or None, df=len(sizes) / 3, source=source, lack_of_fit=lack_of_fit)
 

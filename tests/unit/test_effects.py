@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -231,6 +232,24 @@ def test_edits_of_code_do_not_enter_and_a_kept_one_begins_anew() -> None:
         verdict=Verdict.KEEP,
     )  # fmt: skip
     assert found([*outcomes, kept, *outcomes], space()).num_outcomes == 17
+
+
+def test_trials_of_another_kind_have_a_level_of_their_own() -> None:
+    """A third of the wave on a GPU that scores better, whatever the knobs: nothing of it is taken for an effect."""
+    rows = designs.two_level(5, 5).rows
+    outcomes = results(rows, surface, 1)
+    mixed = [
+        replace(o, kind="H200" if i % 3 == 0 else "H100", value=(o.value or 0.0) - 0.5 * (i % 3 == 0))
+        for i, o in enumerate(outcomes)
+    ]
+    told = by_name(found(mixed, space()))
+    for name in ("A", "B", "C", "D", "E", "A:B"):
+        margin = told[name].margin
+        assert margin is not None
+        assert abs(told[name].estimate - TRUE[name]) <= 1.5 * margin
+        assert margin < 0.02
+    kinds_alone = [replace(o, kind=f"kind {i}") for i, o in enumerate(outcomes)]
+    assert effects.fit(kinds_alone, space(), NOISE) is None
 
 
 def test_settings_outside_the_space_do_not_enter() -> None:

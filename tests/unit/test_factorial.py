@@ -78,6 +78,9 @@ def test_named_factors_alone_are_varied() -> None:
     proposals = agent(factors=["DEPTH", "LR"]).ask(state(), 4)
     assert levels(proposals, "TOTAL_BATCH_SIZE") == {SCRIPT["TOTAL_BATCH_SIZE"]}
     assert {(p.knobs["LR"], p.knobs["DEPTH"]) for p in proposals} == {(0.02, 6), (0.02, 10), (0.08, 6), (0.08, 10)}
+    few = agent(factors=["PATTERN", "DEPTH"]).ask(state(), 32)
+    assert len(few) == 17  # 9 depths and 2 patterns but the incumbent's: no other knob is taken for want of settings
+    assert levels(few, "LR") == {SCRIPT["LR"]}
     with pytest.raises(ConfigError, match=r"agent\.design\.factors: NONE is no knob of the space"):
         agent(factors=["NONE"])
 
