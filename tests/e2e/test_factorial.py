@@ -31,7 +31,8 @@ defaults:
   - override /task: command
   - override /agent: factorial
   - override /decide: significant
-plan: {{name: waves, k: 8, max_rounds: 2}}
+plan: {{name: waves, k: 9, max_rounds: 2}}
+agent: {{design: {{centre_points: 1}}}}
 space:
   knobs:
     RATE: {{type: float, low: 0.025, high: 0.4, log: true}}
@@ -66,11 +67,13 @@ def test_waves_find_what_matters_and_tell_it(waves: Toy, caplog: pytest.LogCaptu
     events = waves.journal("waves")
     proposed = [event for event in events if event["event"] == "round.proposed"]
     first = list(proposed[1]["proposals"].values())
-    assert len(first) == 8
-    assert {p["knobs"]["RATE"] for p in first} == {0.05, 0.2}
-    assert {p["reasoning"] for p in first} == {"two-level design 2^(4-1) IV of RATE, WIDTH, BATCH, KIND in 8 runs"}
+    *corners, centre = first
+    assert len(corners) == 8
+    assert {p["knobs"]["RATE"] for p in corners} == {0.05, 0.2}
+    assert {p["reasoning"] for p in corners} == {"two-level design 2^(4-1) IV of RATE, WIDTH, BATCH, KIND in 8 runs"}
+    assert centre["knobs"] == {"RATE": 0.1, "WIDTH": 8, "BATCH": 16, "KIND": "a"}
     second = list(proposed[2]["proposals"].values())
-    assert len(second) == 8
+    assert len(second) == 9
     assert all(p["origin"] == "factorial" for p in second)
     assert "where the effects say that it is better" in second[0]["reasoning"]
 
