@@ -34,6 +34,32 @@ class Sandbox(Enum):
     none = "none"
 
 
+class DesignKind(Enum):
+    auto = "auto"
+    two_level = "two_level"
+    grid = "grid"
+    latin_hypercube = "latin_hypercube"
+    sobol = "sobol"
+
+
+@dataclass
+class DesignConfig:
+    """Waves of agent=factorial."""
+
+    kind: DesignKind = DesignKind.auto  # the first wave: two levels around the incumbent; of one factor a grid
+    resolution: int = 3  # at least, of a two-level wave; factors for which K has no room wait for a later one
+    span: float = 0.25  # from the incumbent to a level, as a part of the knob's range, on its own scale
+    centre_points: int = 0  # further runs of the incumbent in each wave; it is known as the centre without them
+    replicates: int = 1  # runs of every setting
+    factors: list[str] = field(default_factory=list)  # knobs to vary; default all of the space
+
+    def __post_init__(self) -> None:
+        require(self.resolution >= 3, f"agent.design.resolution={self.resolution}", "give 3, 4, 5 or more")
+        require(0 < self.span <= 1, f"agent.design.span={self.span}", "give a part of the range, above 0 and at most 1")
+        require(self.centre_points >= 0, f"agent.design.centre_points={self.centre_points}", "give 0 or more")
+        require(self.replicates >= 1, f"agent.design.replicates={self.replicates}", "give 1 or more")
+
+
 @dataclass
 class CliConfig:
     """A coding CLI that edits files in a directory and exits."""
@@ -60,7 +86,7 @@ class CliConfig:
 class AgentConfig:
     """Who proposes."""
 
-    name: str = "tpe"  # plan, grid, random, tpe, cmaes, llm, cli, hybrid, or one of your own: docs/agents.md
+    name: str = "tpe"  # plan, grid, random, tpe, cmaes, factorial, llm, cli, hybrid, or one of your own: docs/agents.md
     allow_repeats: bool = False  # may a setting that was already tried be proposed again
     startup_trials: int = 10  # tpe: random proposals before the model is used
     options: dict[str, Any] = field(default_factory=dict)  # further options of a sampler, or of an agent of your own
@@ -90,6 +116,7 @@ class AgentConfig:
     sampler: str = "tpe"  # hybrid's other half, and who fills slots that are left: tpe, cmaes or random
     program: str = "program.md"  # the human's instructions, a file of the repository
     cli: CliConfig = field(default_factory=CliConfig)
+    design: DesignConfig = field(default_factory=DesignConfig)
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "max_tokens", "revise_s", "prompt_chars"):

@@ -7,7 +7,7 @@ are repeated. The controller that starts a run and the one that resumes it are t
 import logging
 from collections.abc import Mapping
 
-from autoresearch_hpc import decide, report
+from autoresearch_hpc import decide, effects, report, space
 from autoresearch_hpc.agents import PlannedAgent
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
@@ -52,6 +52,7 @@ class Controller:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
+        self._space = space.from_config(config.space)
         self._agent.tell(self._history.outcomes())
 
     def run(self) -> str:
@@ -165,6 +166,7 @@ class Controller:
             failed=self._failed(),
             running=running,
             remaining=tuple(self._budget.remaining(history)),
+            effects=history.effects,
         )
 
     def _start(self) -> tuple[Knobs, dict[str, str]]:
@@ -280,11 +282,21 @@ class Controller:
             self._record("run.stopped", reason="the baseline failed")
             raise _baseline_failed(self._history.entry(decide.BASELINE), self._layout)
         self._repo.advance(self._history.tag, incumbent.commit)
+        self._analyse(round_)
         report.write_tables(self._history, self._layout)
         self._record("round.closed", round=round_.index)
         _log.info(
             "round=%d incumbent=%s %s=%.6f", round_.index, incumbent.candidate, self._history.metric, incumbent.value
         )
+
+    def _analyse(self, round_: Round) -> None:
+        """Note what all results together tell of the space's knobs, once they are enough to tell anything."""
+        found = self._space and effects.worth_telling(self._history.outcomes(), self._space, self._history.noise)
+        if found:
+            self._record("round.analysed", round=round_.index, effects=to_json(found))
+            sure = [effect for effect in found.by_size if effect.significant]
+            told = "; ".join(f"{effect.name} {effect.words}" for effect in sure[:5]) or "none stands out"
+            _log.info("round=%d effects of %d: %s", round_.index, len(found.effects), told)
 
 
 def _baseline_failed(baseline: Entry, layout: RunLayout) -> AutoresearchError:

@@ -20,7 +20,8 @@ appends, so that a resumed run and one that never stopped are in the same state.
     round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
     round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: comparison}, noise (or null),
                     pool [candidate id]: the near misses, best first, incumbent {candidate, commit, value} (or null),
-                    over_baseline: the incumbent's gain (or null: it is the baseline, or cannot be compared now)
+                    over_baseline: the incumbent's gain (or null: it is the baseline, or cannot be compared now),
+    round.analysed  round, effects: what all results so far tell of the space's knobs
     round.closed    round: the branch and the tables are up to date
     run.interrupted reason, cancelled [trial id]
     run.stopped     reason
@@ -33,6 +34,7 @@ from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.errors import JournalError
+from autoresearch_hpc.estimates import Effects
 from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.journal import REMEDY, Event
 from autoresearch_hpc.records import (
@@ -132,6 +134,11 @@ class Entry:
         return [v for result in good if (v := result.metric.value) is not None and result.kind == good[-1].kind]
 
     @property
+    def kind(self) -> str:
+        """Of the trials whose values count."""
+        return next((result.kind for result in reversed(self.results) if result.metric.value is not None), "")
+
+    @property
     def value(self) -> float | None:
         """The mean over all good trials, so that no lucky one stands for the candidate."""
         values = self.values
@@ -213,6 +220,7 @@ class History:
     incumbent: Incumbent | None = None
     over_baseline: Gain | None = None  # the incumbent's; None where it is the baseline, or they never ran alike
     noise: Noise | None = None  # how far replicates spread, as of the last judgement; None where nothing is known
+    effects: Effects | None = None  # of the space's knobs, as of the last judgement
     calls: dict[str, Call] = field(default_factory=dict)  # of the agent
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
@@ -300,6 +308,8 @@ class History:
                 error=entry.result.error if entry.result else None,
                 fingerprint=entry.candidate.fingerprint if entry.candidate else "",
                 peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
+                num_trials=max(len(entry.values), 1),
+                kind=entry.kind,
             )
             for round_ in self.rounds
             if round_.judged
@@ -427,6 +437,9 @@ class History:
         elif self.incumbent is None or before is None or before.candidate != self.incumbent.candidate:
             self.over_baseline = None  # else what is known of this incumbent stands
 
+    def _round_analysed(self, at: str, data: Mapping[str, Any]) -> None:
+        self.effects = from_json(Effects, data["effects"])
+
     def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:
         self.rounds[data["round"]].closed_at = at
 
@@ -467,6 +480,7 @@ _HANDLERS = {
     "trial.charged": History._trial_charged,
     "round.shrunk": History._round_shrunk,
     "round.judged": History._round_judged,
+    "round.analysed": History._round_analysed,
     "round.closed": History._round_closed,
     "run.interrupted": History._run_interrupted,
     "run.stopped": History._run_stopped,

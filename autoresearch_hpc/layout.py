@@ -110,12 +110,20 @@ class RunLayout:
         return self.root / "candidates.csv"
 
     @property
+    def effects_csv(self) -> Path:
+        return self.root / "effects.csv"
+
+    @property
     def trials_csv(self) -> Path:
         return self.root / "trials.csv"
 
     @property
     def progress_png(self) -> Path:
         return self.root / "progress.png"
+
+    @property
+    def effects_png(self) -> Path:
+        return self.root / "effects.png"
 
     @property
     def report_html(self) -> Path:

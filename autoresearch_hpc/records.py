@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import cattrs
 import cattrs.v
 
+from autoresearch_hpc.estimates import Effects, Term
 from autoresearch_hpc.gains import Comparison, Noise
 
 SCHEMA = 1
@@ -240,8 +241,9 @@ class TrialSpec:
 class Outcome:
     """What an agent hears of one candidate: its edit, its settings, how it ended and what was decided.
 
-    `value` is the mean over its good trials; `finding` compares it with the incumbent of its time, with the noise, and
-    its `words` say so in a line. The baseline has none; of what failed or could not be compared it has no gain.
+    `value` is the mean over its `num_trials` good trials; `finding` compares it with the incumbent of its time, with
+    the noise, and its `words` say so in a line. The baseline has none; of what failed or could not be compared it has
+    no gain.
     """
 
     candidate: str
@@ -255,6 +257,8 @@ class Outcome:
     error: Failure | None = None
     fingerprint: str = ""
     peak_vram_mb: float | None = None
+    num_trials: int = 1
+    kind: str = ""  # of these trials: values of two kinds do not compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +276,8 @@ class SearchState:
 
     `failed` are the editable files of the newest judged round's candidates that failed: what a mended version of one
     starts from (`Proposal.on`). `running` are the proposals of a round that trains while the next one is thought about;
-    empty when a round is asked for. `remaining` says what the budget still has, in words.
+    empty when a round is asked for. `remaining` says what the budget still has, in words. `effects` is what the results
+    tell of the space's knobs; None while they are too few.
     """
 
     index: int
@@ -289,6 +294,7 @@ class SearchState:
     failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     running: tuple[Proposal, ...] = ()
     remaining: tuple[str, ...] = ()
+    effects: Effects | None = None
 
 
 def candidate_id(round_: int, index: int) -> str:
@@ -340,7 +346,7 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     for plain in (int, float, str, bool):
         converter.register_structure_hook(plain, _strict)
-    for word in (Status, Direction, Verdict):  # strings by inheritance: the hook of str would catch them
+    for word in (Status, Direction, Verdict, Term):  # strings by inheritance: the hook of str would catch them
         converter.register_structure_hook(word, lambda value, enum: enum(value))
     converter.register_structure_hook_func(lambda t: t == KnobValue, lambda value, _: knob_value(value))
     converter.register_unstructure_hook_func(lambda t: t == KnobValue, lambda value: value)

@@ -79,9 +79,13 @@ class Domain:
 
     def grid(self) -> tuple[KnobValue, ...]:
         """All choices, or at most `points` values of a range, evenly spaced on its scale, both ends included."""
+        return self.spread(self.points)
+
+    def spread(self, num: int) -> tuple[KnobValue, ...]:
+        """All choices, or at most so many values of a range, at least 2, evenly spaced, both ends included."""
         if self.type is KnobType.choice:
             return self.choices
-        return tuple(dict.fromkeys(self._at(i / (self.points - 1)) for i in range(self.points)))
+        return tuple(dict.fromkeys(self._at(i / (num - 1)) for i in range(num)))
 
     def sample(self, rng: random.Random) -> KnobValue:
         """A random value, uniform on the domain's scale."""
@@ -92,6 +96,25 @@ class Domain:
         if self.type is KnobType.pow2:
             return 1 << rng.randint(_log2(self.low), _log2(self.high))
         return self._at(rng.random())
+
+    def position(self, value: KnobValue) -> float:
+        """Where a value of the domain lies between its ends, 0 to 1, on the domain's scale; choices in their order."""
+        if self.type is KnobType.choice:
+            cell = next(i for i, choice in enumerate(self.choices) if _same(choice, value))
+            return cell / max(len(self.choices) - 1, 1)
+        assert isinstance(value, int | float)
+        if self.high == self.low:
+            return 0.0
+        if self.log or self.type is KnobType.pow2:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def at(self, position: float) -> KnobValue:
+        """The value nearest to a position between 0 and 1."""
+        inside = min(max(position, 0.0), 1.0)
+        if self.type is KnobType.choice:
+            return self.choices[round(inside * (len(self.choices) - 1))]
+        return self._at(inside)
 
     def _at(self, fraction: float) -> KnobValue:
         """The value at a fraction of the way from low to high."""

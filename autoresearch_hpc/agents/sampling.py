@@ -42,7 +42,8 @@ class Sampler:
             if self._may(setting, state, taken):
                 taken.add(self._key(setting))
                 title = changes(setting, state.incumbent_knobs) or "repeat of the incumbent's settings"
-                proposals.append(Proposal(title=title, knobs=setting, origin=self.origin))
+                reasoning = self._reasoning(setting)
+                proposals.append(Proposal(title=title, knobs=setting, origin=self.origin, reasoning=reasoning))
         if len(proposals) < k:
             _log.warning(
                 "round=%d agent=%s found %d of %d new settings that meet the bounds",
@@ -56,6 +57,10 @@ class Sampler:
     def _settings(self, state: SearchState, k: int, taken: set[object]) -> Iterable[Setting]:
         """Settings to consider, best first; `taken` grows while they are read. Ends where there are no more."""
         raise NotImplementedError
+
+    def _reasoning(self, setting: Setting) -> str:
+        """Why this one, for people; empty where a sampler has nothing to say."""
+        return ""
 
     def _rng(self, state: SearchState) -> random.Random:
         """Randomness of one round, the same in every process."""

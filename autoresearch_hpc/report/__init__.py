@@ -17,19 +17,27 @@ __all__ = ["places", "print_summary", "write_all", "write_tables"]
 
 
 def write_tables(history: History, layout: RunLayout) -> None:
-    """results.tsv, candidates.csv and trials.csv."""
+    """results.tsv, candidates.csv and trials.csv; effects.csv once effects of knobs are known."""
     tables.write_results_tsv(history, layout.results_tsv)
     tables.write_candidates_csv(history, layout.candidates_csv)
     tables.write_trials_csv(history, layout.trials_csv)
+    if history.effects:
+        tables.write_effects_csv(history.effects, layout.effects_csv)
 
 
 def write_all(history: History, layout: RunLayout, settings: Settings | None = None) -> None:
-    """The tables, progress.png and report.html. `settings` default to those in the run's config.yaml."""
+    """The tables, progress.png, effects.png where effects are known, and report.html.
+
+    `settings` default to those in the run's config.yaml.
+    """
+    from autoresearch_hpc.report.effect_plots import write_effects_png
     from autoresearch_hpc.report.html import write_report_html
     from autoresearch_hpc.report.plots import write_progress_png
 
     write_tables(history, layout)
     write_progress_png(history, layout.progress_png)
+    if history.effects:
+        write_effects_png(history.effects, history.metric, history.direction, layout.effects_png)
     write_report_html(history, layout, settings or read_settings(layout.config))
 
 
@@ -56,6 +64,7 @@ def places(layout: RunLayout) -> dict[str, str]:
     files = {
         "results": layout.results_tsv,
         "candidates": layout.candidates_csv,
+        "effects": layout.effects_csv,
         "trials": layout.trials_csv,
         "progress": layout.progress_png,
         "report": layout.report_html,

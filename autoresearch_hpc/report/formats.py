@@ -13,6 +13,13 @@ def difference(number: float | None, none: str = "") -> str:
     return none if number is None else f"{number:.6f}"
 
 
+def odds(p: float | None) -> str:
+    """A p-value: 0.0123, <0.0001; nothing where it is unknown."""
+    if p is None:
+        return ""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def duration(seconds: float | None) -> str:
     """12 s, 3 min 05 s, 2 h 07 min."""
     if seconds is None:

@@ -3,8 +3,7 @@
 Everything that comes from a run is escaped: titles, diffs and logs are an agent's or a script's words.
 """
 
-import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,7 @@ from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.records import TrialResult, Verdict
-from autoresearch_hpc.report import formats
+from autoresearch_hpc.report import effect_section, formats, markup
 from autoresearch_hpc.report.bars import phase_bars
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.summary import Summary, summarize
@@ -37,8 +36,9 @@ def write_report_html(history: History, layout: RunLayout, settings: Settings, p
         [
             *_header(history, settings, summary),
             *_figures(summary),
-            *_picture(layout.progress_png),
+            *markup.picture(layout.progress_png, "running best over experiments"),
             *_rounds(summary),
+            *(effect_section.section(history.effects, layout.effects_png) if history.effects else ()),
             *_phases(history),
             *_candidates(history, layout),
         ]
@@ -128,12 +128,6 @@ def _belief(gain: Gain | None) -> Iterator[tuple[str, str, str]]:
         yield "expected gain", "unknown", gain.words
 
 
-def _picture(path: Path) -> Iterator[str]:
-    if path.is_file():
-        data = base64.b64encode(path.read_bytes()).decode()
-        yield f'<img class="progress" alt="running best over experiments" src="data:image/png;base64,{data}">'
-
-
 def _rounds(summary: Summary) -> Iterator[str]:
     yield "<h2>Rounds</h2>"
     best = f"best {summary.metric}"
@@ -154,8 +148,8 @@ def _rounds(summary: Summary) -> Iterator[str]:
             row.best_candidate or "",
             row.title,
         ]
-        rows.append(_row(cells, number, css="keep" if row.winner else ""))
-    yield _table(head, rows, number)
+        rows.append(markup.row(cells, number, css="keep" if row.winner else ""))
+    yield markup.table(head, rows, number)
 
 
 def _phases(history: History) -> Iterator[str]:
@@ -180,8 +174,8 @@ def _candidates(history: History, layout: RunLayout) -> Iterator[str]:
         facts = [_memory(result), formats.clock(total_s) if result else "", _gpu(result)]
         cells = [*(escape(cell) for cell in plain), _details(entry, layout), *(escape(fact) for fact in facts)]
         css = "keep" if entry.verdict is Verdict.KEEP else "failed" if result and entry.value is None else ""
-        rows.append(_row(cells, number, css, escaped=True))
-    yield _table(head, rows, number)
+        rows.append(markup.row(cells, number, css, escaped=True))
+    yield markup.table(head, rows, number)
 
 
 def _mean(history: History, entry: Entry) -> str:
@@ -262,19 +256,6 @@ def _gpu(result: TrialResult | None) -> str:
 
 def _minute(at: str | None) -> str:
     return f"{at[:10]} {at[11:16]} UTC" if at else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[str], number: set[int]) -> str:
-    titles, body = _row(head, number, tag="th"), "".join(rows)
-    return f'<div class="scroll"><table><thead>{titles}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _row(cells: Sequence[str], number: set[int], css: str = "", tag: str = "td", escaped: bool = False) -> str:
-    text = ""
-    for index, cell in enumerate(cells):
-        attributes = ' class="number"' if index in number else ""
-        text += f"<{tag}{attributes}>{cell if escaped else escape(cell)}</{tag}>"
-    return f'<tr class="{css}">{text}</tr>' if css else f"<tr>{text}</tr>"
 
 
 _STYLE = """

@@ -77,7 +77,7 @@ def _points(history: History) -> Iterator[_Point]:
         for entry in round_.entries.values():
             if entry.result:
                 x += 1
-                title = _drawable(one_line(entry.proposal.title)) or entry.id
+                title = drawable(one_line(entry.proposal.title)) or entry.id
                 kept = entry.verdict is Verdict.KEEP and entry.value is not None
                 error = history.standard_error(entry) or 0.0
                 yield _Point(x=x, round=round_.index, value=entry.value, error=error, kept=kept, title=title)
@@ -107,11 +107,11 @@ def _frame(axes: "Axes", history: History, points: Sequence[_Point]) -> None:
     ended = sum(trial.result is not None for trial in history.trials())
     trials = f" of {count(ended, 'trial')}" if ended > len(points) else ""
     experiments = f"{count(len(points), 'experiment')}{trials}"
-    title = f"{_drawable(one_line(history.tag))}: {experiments}, {kept} kept, {failed} failed"
+    title = f"{drawable(one_line(history.tag))}: {experiments}, {kept} kept, {failed} failed"
     axes.set_title(title, loc="left", fontsize=11, color=_TEXT, parse_math=False, pad=20)
     better = "lower" if history.direction is Direction.min else "higher"
     axes.set_xlabel("experiment", fontsize=10, color=_TEXT)
-    axes.set_ylabel(f"{_drawable(history.metric)} ({better} is better)", fontsize=10, color=_TEXT, parse_math=False)
+    axes.set_ylabel(f"{drawable(history.metric)} ({better} is better)", fontsize=10, color=_TEXT, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9aa0a6")
     axes.tick_params(colors=_TEXT, labelsize=9, color="#9aa0a6")
@@ -192,7 +192,7 @@ def _labels(axes: "Axes", points: Sequence[_Point], direction: Direction) -> Non
     place_labels(axes, kept, np.array(shown, float), np.array(line, float), direction is Direction.min)
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """Text without characters that the font lacks."""
     glyphs = _font().get_charmap()
     return "".join(c if ord(c) in glyphs else "?" for c in text)

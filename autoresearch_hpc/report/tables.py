@@ -1,4 +1,4 @@
-"""results.tsv, candidates.csv and trials.csv: a run's outcome for spreadsheets and scripts.
+"""results.tsv, candidates.csv, trials.csv and effects.csv: a run's outcome for spreadsheets and scripts.
 
 results.tsv is karpathy/autoresearch's: `commit val_bpb memory_gb status description`, tab separated, one judged
 candidate a line; a failed one has no value, never 0.0. trials.csv has one line for every trial and a column for
@@ -9,6 +9,10 @@ candidates.csv has one line for every candidate, judged or not. `value` is the m
 incumbent of that time (positive is better, whatever the metric's direction) with its 95 % interval, the chance `p` of
 so large a gain for any of `k` candidates if none were better, the gain that is `expected` of it after it was picked
 out, with its own 95 % interval, and the `call`. Empty is what is not known.
+
+effects.csv has one line for every term of the model of all results (`estimates`): by how much the metric changes when
+the term's knobs go from their low to their high setting, with its 95 % interval and the chance of so large an effect
+if there were none. `aliases` are terms that the trials could not tell from it.
 """
 
 import csv
@@ -20,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc.estimates import Effect, Effects, Term
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.gains import Comparison
 from autoresearch_hpc.history import Entry, History, Round
@@ -30,6 +35,8 @@ _CANDIDATE_COLUMNS = (
     *("candidate", "round", "commit", "verdict", "num_trials", "value", "standard_error"),
     *("gain", "gain_low", "gain_high", "p", "k", "expected", "expected_low", "expected_high", "call", "title"),
 )
+
+_EFFECT_COLUMNS = ("effect", "term", "low", "high", "estimate", "estimate_low", "estimate_high", "p", "aliases")
 
 
 def write_results_tsv(history: History, path: Path) -> None:
@@ -66,6 +73,27 @@ def write_trials_csv(history: History, path: Path) -> None:
             row |= {"verdict": str(entry.verdict) if counts and entry.verdict else None}
             writer.writerow(row)
     write_text_atomic(path, text.getvalue())
+
+
+def write_effects_csv(effects: Effects, path: Path) -> None:
+    """One line per term, the surest first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _EFFECT_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for effect in effects.by_size:
+        low, high = ends(effects, effect)
+        row = {"effect": effect.name, "term": str(effect.term), "low": low, "high": high}
+        row |= {"p": "" if effect.p is None else f"{effect.p:.6f}", "aliases": " ".join(effect.aliases)}
+        writer.writerow(row | _interval("estimate", effect.estimate, effect.margin))
+    write_text_atomic(path, text.getvalue())
+
+
+def ends(effects: Effects, effect: Effect) -> tuple[str, str]:
+    """The low and the high setting of a main effect; nothing of others, whose factors have lines of their own."""
+    if effect.term is not Term.main:
+        return "", ""
+    factor = effects.of_factors[effect.factors[0]]
+    return one_line(factor.low), one_line(factor.high)
 
 
 def one_line(text: str) -> str:

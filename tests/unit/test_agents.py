@@ -41,7 +41,7 @@ SCRIPT: Knobs = {
 }
 FIXED: Knobs = {"SEQ_LEN": 2048, "VOCAB_SIZE": 8192}
 BOUND = "TOTAL_BATCH_SIZE % (DEVICE_BATCH_SIZE * SEQ_LEN) == 0"
-SAMPLERS = ["cmaes", "grid", "random", "tpe"]
+SAMPLERS = ["cmaes", "factorial", "grid", "random", "tpe"]
 ALL = ["plan", *SAMPLERS]
 
 
@@ -273,7 +273,9 @@ def test_round_0_can_be_asked_for_before_the_baseline_is_known(name: str) -> Non
 
 
 def test_an_unknown_agent_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="agent=tpee is unknown; the agents are cli, cmaes, grid, hybrid, llm, plan,"):
+    with pytest.raises(
+        ConfigError, match="agent=tpee is unknown; the agents are cli, cmaes, factorial, grid, hybrid, llm, plan,"
+    ):
         make("tpee")
 
 
@@ -316,7 +318,8 @@ def test_an_agent_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make("mine", seed=5, options={"a": 1})
     assert [p.title for p in agent.ask(state(), 1)] == ["{'a': 1} 5"]
     with pytest.raises(
-        ConfigError, match="the agents are cli, cmaes, grid, hybrid, llm, mine, plan, random, tpe; or name one"
+        ConfigError,
+        match="the agents are cli, cmaes, factorial, grid, hybrid, llm, mine, plan, random, tpe; or name one",
     ):
         make("other")
 
@@ -342,7 +345,7 @@ class _Mine:
 
 
 def test_importing_agents_imports_no_library_of_theirs() -> None:
-    heavy = ("cmaes", "numpy", "optuna", "pandas", "torch")
+    heavy = ("cmaes", "numpy", "optuna", "pandas", "scipy", "statsmodels", "torch")
     code = f"import sys, autoresearch_hpc.agents; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,12 +11,12 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors", "bundle", "environment", "gains", "leftovers", "quoting", "sandbox"},
+    {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
     {"agent_config", "bounds", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space"},
     {"ledger"},
-    {"harness", "promotion"},
+    {"designs", "effects", "harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel", "screening", "llm_server", "shut_in"},
     {"desk", "live", "preflight", "rundir"},
