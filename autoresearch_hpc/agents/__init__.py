@@ -1,8 +1,8 @@
 """Agents: who proposes candidates. They know no git and no Slurm; see `protocol`.
 
-Samplers of a space are `grid`, `random`, `tpe` and `cmaes`; `llm`, `cli` and `hybrid` edit code; `plan` proposes what
-the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is named as
-`agent.name=package.module:Class`: a callable that takes a `Brief` and returns an Agent.
+Samplers of a space are `gp`, `tpe`, `cmaes`, `random` and `grid`; `llm`, `cli` and `hybrid` edit code; `plan`
+proposes what the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is
+named as `agent.name=package.module:Class`: a callable that takes a `Brief` and returns an Agent.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from autoresearch_hpc.agents import cli, endpoint
 from autoresearch_hpc.agents.authors import Author
 from autoresearch_hpc.agents.cmaes import CmaEsAgent
 from autoresearch_hpc.agents.editing import EditingAgent
+from autoresearch_hpc.agents.gp import GpAgent
 from autoresearch_hpc.agents.grid import GridAgent
 from autoresearch_hpc.agents.llm import LlmAuthor
 from autoresearch_hpc.agents.plan import PlanAgent
@@ -33,6 +34,7 @@ Builder = Callable[[Brief], Agent]
 
 _SAMPLERS: Mapping[str, type[Sampler]] = {
     "cmaes": CmaEsAgent,
+    "gp": GpAgent,
     "grid": GridAgent,
     "random": RandomAgent,
     "tpe": TpeAgent,
@@ -101,7 +103,7 @@ def _proposer(brief: Brief, *, needed: bool) -> Agent:
 def _sampler(brief: Brief, name: str, space: Space) -> Agent:
     config = brief.config
     options = dict(config.options)
-    if name == "tpe":
+    if name in ("gp", "tpe"):
         options = {"startup_trials": config.startup_trials, **options}
     try:
         return _SAMPLERS[name](space, brief.seed, brief.fixed, allow_repeats=config.allow_repeats, **options)
