@@ -1,10 +1,9 @@
-"""Bayesian optimization with Gaussian processes: one of the scores, one of what fails.
+"""Bayesian optimization: a Gaussian process of the scores, and where it expects most improvement.
 
-Failures teach where not to look and nothing else: they are no scores. A round's K settings are chosen one after
-another, each as if the ones before it had come out as expected, so they do not crowd. Candidates are changes, small and
-large, of the best settings so far, and random ones; the models are built anew from the outcomes told.
-Source: Jones et al. 1998 (expected improvement), Gardner et al. 2014 (times the chance to succeed), Desautels et al.
-2014 (batches), Ament et al. 2023 (logarithms).
+A round's K settings are chosen one by one, each as if the ones before it had come out as expected, so they do not
+crowd. Candidates are changes, small and large, of the best settings so far, and random ones. What failed counts as no
+better than the worst that was measured. The model is built anew from the outcomes told.
+Source: Jones et al. 1998 (expected improvement), Desautels et al. 2014 (batches), Ament et al. 2023 (logarithms).
 """
 
 import itertools
@@ -28,14 +27,15 @@ if TYPE_CHECKING:  # imported where it is used: only a run with this agent pays 
 __all__ = ["GpAgent"]
 
 _NO_FAULT = (Status.LOST, Status.CANCELLED)  # say nothing about the setting
-_REFIT = 16  # so many outcomes more, and the kernels' lengths are learned again
+_REFIT = 16  # so many outcomes more, and the kernel's lengths are learned again
 _PARENTS = 8  # best settings that are varied
 _POOL = (600, 200, 500)  # candidates: variations of the best, random ones, variations of the most promising of these
+_LEAST = 1e-12  # keeps divisions away from zero
 _SCALES = (0.01, 0.3)  # of a variation's steps, as a part of a knob's range
 
 
 class GpAgent(Sampler):
-    """Proposes what promises most improvement times its chance to run; random settings before `startup_trials`."""
+    """Proposes what promises most improvement; random settings before `startup_trials`."""
 
     origin = "gp"
 
@@ -45,7 +45,7 @@ class GpAgent(Sampler):
         super().__init__(space, seed, fixed, allow_repeats=allow_repeats)
         self._startup_trials = startup_trials
         self._domains = tuple(space.domains.values())
-        self._learned: dict[tuple[str, int], Floats] = {}
+        self._learned: dict[int, Floats] = {}
 
     def _settings(self, state: SearchState, k: int, taken: set[object]) -> Iterable[Setting]:
         return itertools.chain(self._modelled(state, k, taken), self._random_settings(state, k))
@@ -54,69 +54,60 @@ class GpAgent(Sampler):
         import numpy as np
 
         places, values = self._history(state.direction)
-        ok = ~np.isnan(values)
-        if len(places) < self._startup_trials or ok.sum() < 2:
+        if len(values) < self._startup_trials or np.isnan(values).all():
             return
         rng = np.random.default_rng(self._rng(state).getrandbits(64))
-        score, fits = self._models(places, values)
-        best = float(score.mean(self._points(places[ok])).min())
+        model = self._model(places, values)
+        best = float(model.mean(self._points(places)).min())  # a measured one may have been lucky
 
         def promise(pool: "Floats") -> "Floats":
             points = self._points(pool)
-            spread = np.sqrt(np.maximum(score.signal - (score.root(points) ** 2).sum(axis=0), 1e-12))
-            return _log_improvement(best, score.mean(points), spread) + _log_chance(fits, points)
+            variance = model.signal - (model.root(points) ** 2).sum(axis=0)
+            return _log_improvement(best, model.mean(points), variance)
 
-        parents = places[ok][np.argsort(values[ok], kind="stable")[:_PARENTS]]
+        parents = places[np.argsort(values, kind="stable")[:_PARENTS]]  # NaN comes last
         pool = np.concatenate([self._varied(rng, parents, _POOL[0]), rng.random((_POOL[1], len(self._domains)))])
         promising = pool[np.argsort(-promise(pool), kind="stable")[: 2 * _PARENTS]]
         pool = self._snapped(np.concatenate([pool, self._varied(rng, promising, _POOL[2])]))
-        yield from self._chosen(pool, best, score, fits, state, taken)
+        yield from self._chosen(pool, best, model, state, taken)
 
     def _chosen(
-        self, pool: "Floats", best: float, score: Process, fits: Process | None, state: SearchState, taken: set[object]
+        self, pool: "Floats", best: float, model: Process, state: SearchState, taken: set[object]
     ) -> Iterator[Setting]:
         """Of the pool the most promising, and again after it was measured as expected, and so on."""
         import numpy as np
 
         points = self._points(pool)
-        mean, root, chance = score.mean(points), score.root(points), _log_chance(fits, points)
-        variance = score.signal - (root**2).sum(axis=0)
+        mean, root = model.mean(points), model.root(points)
+        variance = model.signal - (root**2).sum(axis=0)
         left = np.ones(len(pool), dtype=bool)
         while left.any():
-            spread = np.sqrt(np.maximum(variance, 1e-12))
-            promise = np.where(left, _log_improvement(best, mean, spread) + chance, -np.inf)
+            promise = np.where(left, _log_improvement(best, mean, variance), -np.inf)
             for i in np.argsort(-promise, kind="stable")[: left.sum()]:
                 left[i] = False
-                setting = {
-                    name: value_at(d, u) for (name, d), u in zip(self._space.domains.items(), pool[i], strict=True)
-                }
+                places = zip(self._space.domains.items(), pool[i], strict=True)
+                setting = {name: value_at(domain, float(place)) for (name, domain), place in places}
                 if self._may(setting, state, taken):
                     break
             else:
                 return
             yield setting
             best = min(best, float(mean[i]))
-            common = (score.prior(points, points[i : i + 1])[:, 0] - root.T @ root[:, i]) / math.sqrt(
-                max(variance[i], 1e-12) + score.noise
-            )
-            root = np.vstack([root, common])
-            variance = variance - common**2
+            common = model.prior(points, points[i : i + 1])[:, 0] - root.T @ root[:, i]
+            root = np.vstack([root, common / math.sqrt(max(variance[i], 0.0) + model.noise)])
+            variance = variance - root[-1] ** 2
 
-    def _models(self, places: "Floats", values: "Floats") -> tuple[Process, Process | None]:
-        """Of transformed scores, and of 1 where a setting ran and 0 where it failed; None where all ran."""
+    def _model(self, places: "Floats", values: "Floats") -> Process:
+        """Of the outcomes so far; its lengths are those of the newest multiple of _REFIT, so that K=1 is no slower."""
         import numpy as np
 
-        ok, points = ~np.isnan(values), self._points(places)
-        measured = _evened(values[ok])
-        num = len(values) - len(values) % _REFIT if len(values) >= _REFIT else len(values)
-        early = ok[:num].sum()
-        if early < 2:
-            num, early = len(values), ok.sum()
-        if ("score", num) not in self._learned:
-            self._learned = {("score", num): most_probable(points[ok][:early], _evened(values[ok][:early]))}
-            self._learned["fits", num] = most_probable(points[:num], ok[:num] - 1.0)
-        fits = None if ok.all() else Process(points, ok - 1.0, self._learned["fits", num])
-        return Process(points[ok], measured, self._learned["score", num]), fits
+        num = len(values) // _REFIT * _REFIT
+        if np.isnan(values[:num]).all():
+            num = len(values)
+        points = self._points(places)
+        if num not in self._learned:
+            self._learned = {num: most_probable(points[:num], _evened(values[:num]))}
+        return Process(points, _evened(values), self._learned[num])
 
     def _history(self, direction: Direction) -> "tuple[Floats, Floats]":
         """Places (N, knobs) of past settings inside the space, values (N,) to minimize, NaN of what failed."""
@@ -171,35 +162,25 @@ class GpAgent(Sampler):
 
 
 def _evened(values: "Floats") -> "Floats":
-    """Values of variance 1 with their mean at 0: near the best as they are, far from it by their logarithm."""
+    """Values with mean 0 and variance 1: near the best as they are, far away by their logarithm; NaN is the worst."""
     import numpy as np
 
-    above = values - values.min()
-    even = np.log1p(above / max(float(np.quantile(above, 0.25)), 1e-12))
-    spread = float(even.std())
-    centred: Floats = (even - even.mean()) / (spread or 1.0)
+    above = np.where(np.isnan(values), np.nanmax(values), values) - np.nanmin(values)
+    even = np.log1p(above / max(float(np.quantile(above, 0.25)), _LEAST))
+    centred: Floats = (even - even.mean()) / (float(even.std()) or 1.0)
     return centred
 
 
-def _log_chance(fits: Process | None, points: "Floats") -> "Floats":
-    """Logarithm of the chance that a setting runs."""
-    import numpy as np
-
-    if fits is None:
-        return np.zeros(len(points))
-    chance: Floats = np.log(np.clip(1 + fits.mean(points), 1e-3, 1))
-    return chance
-
-
-def _log_improvement(best: float, mean: "Floats", spread: "Floats") -> "Floats":
+def _log_improvement(best: float, mean: "Floats", variance: "Floats") -> "Floats":
     """Logarithm of the expected improvement below best."""
     import numpy as np
     from scipy.special import log_ndtr
 
+    spread = np.sqrt(np.maximum(variance, _LEAST))
     ahead = (best - mean) / spread
     density = -(ahead**2) / 2 - math.log(2 * math.pi) / 2
-    ratio = ahead * np.exp(np.minimum(log_ndtr(ahead) - density, 700))
-    far = np.log(1 / np.maximum(ahead**2, 1))  # to first order; the rest is lost to rounding out there
-    near = np.log(np.maximum(1 + ratio, 1e-15))
+    ratio = np.exp(np.minimum(log_ndtr(ahead) - density, 700.0))
+    near = np.log(np.maximum(1 + ahead * ratio, 1e-15))
+    far = -2 * np.log(np.maximum(-ahead, 1.0))  # where 1 + ahead * ratio is lost to rounding
     improvement: Floats = np.log(spread) + density + np.where(ahead < -100, far, near)
     return improvement
