@@ -80,7 +80,7 @@ def build(brief: Brief) -> PlannedAgent:
     if brief.config.name == "plan" and open_rounds:
         raise ConfigError(
             f"round {open_rounds[0]} of the plan has no candidates and agent=plan proposes none of its own",
-            "add candidates to the plan, or choose agent=tpe and a space",
+            "add candidates to the plan, or choose agent=gp and a space",
         )
     return PlannedAgent(plan, proposer)
 
