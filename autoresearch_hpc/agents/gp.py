@@ -28,6 +28,7 @@ __all__ = ["GpAgent"]
 
 _NO_FAULT = (Status.LOST, Status.CANCELLED)  # say nothing about the setting
 _REFIT = 16  # so many outcomes more, and the kernel's lengths are learned again
+_LESSONS = 500  # newest outcomes that they are learned from; thousands would take minutes
 _PARENTS = 8  # best settings that are varied
 _POOL = (600, 200, 500)  # candidates: variations of the best, random ones, variations of the most promising of these
 _LEAST = 1e-12  # keeps divisions away from zero
@@ -102,11 +103,12 @@ class GpAgent(Sampler):
         import numpy as np
 
         num = len(values) // _REFIT * _REFIT
-        if np.isnan(values[:num]).all():
-            num = len(values)
+        lessons = slice(max(num - _LESSONS, 0), num)
+        if np.isnan(values[lessons]).all():
+            num, lessons = len(values), slice(len(values))
         points = self._points(places)
         if num not in self._learned:
-            self._learned = {num: most_probable(points[:num], _evened(values[:num]))}
+            self._learned = {num: most_probable(points[lessons], _evened(values[lessons]))}
         return Process(points, _evened(values), self._learned[num])
 
     def _history(self, direction: Direction) -> "tuple[Floats, Floats]":
