@@ -309,11 +309,11 @@ def play(surrogate: Surrogate, agent: str, k: int, seed: int, gpu_hours: float =
                 best, incumbent = (outcome.value, float(truth)), outcome
         told += heard
         path.append((spent_s / 3600, wall_s / 3600, best[1]))
-        started = time.perf_counter()
+        started = time.process_time()
         player.tell(heard)
         room = int((gpu_hours * 3600 - spent_s) // TRIAL_S)
         proposals = player.ask(_state(len(path), incumbent, told), min(k, room)) if room else []
-        thinking_s += time.perf_counter() - started
+        thinking_s += time.process_time() - started
     failed = sum(o.value is None for o in told)
     return Run(agent=agent, k=k, seed=seed, num_trials=len(told), num_failed=failed, path=path, thinking_s=thinking_s)
 
