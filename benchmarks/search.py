@@ -370,7 +370,7 @@ HEAD = [
     "trials",
     "failed",
     "wall h",
-    "thinking s",
+    "agent CPU s",
 ]
 
 
