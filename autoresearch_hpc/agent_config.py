@@ -86,9 +86,9 @@ class CliConfig:
 class AgentConfig:
     """Who proposes."""
 
-    name: str = "tpe"  # plan, grid, random, tpe, cmaes, factorial, llm, cli, hybrid, or one of your own: docs/agents.md
+    name: str = "gp"  # plan, gp, tpe, cmaes, random, grid, factorial, llm, cli, hybrid, or your own: docs/agents.md
     allow_repeats: bool = False  # may a setting that was already tried be proposed again
-    startup_trials: int = 10  # tpe: random proposals before the model is used
+    startup_trials: int = 10  # gp, tpe: random proposals before the model is used
     options: dict[str, Any] = field(default_factory=dict)  # further options of a sampler, or of an agent of your own
     base_url: str = "https://api.openai.com/v1"  # llm: an OpenAI-compatible endpoint; file:PATH, a job's own
     model: str | None = None  # llm: the model; with base_url=file:... the one that the file names
@@ -113,7 +113,7 @@ class AgentConfig:
     revise_s: float = 60.0  # how long the revision may take, before the drafts go out as they are
     share: float = 0.3  # hybrid: of the slots, for the LLM; the sampler has the others
     drafter: Drafter = Drafter.llm  # hybrid: who edits code
-    sampler: str = "tpe"  # hybrid's other half, and who fills slots that are left: tpe, cmaes or random
+    sampler: str = "gp"  # hybrid's other half, and who fills slots that are left: gp, tpe, cmaes or random
     program: str = "program.md"  # the human's instructions, a file of the repository
     cli: CliConfig = field(default_factory=CliConfig)
     design: DesignConfig = field(default_factory=DesignConfig)
@@ -132,4 +132,5 @@ class AgentConfig:
         ):
             require(getattr(self, name) >= 0, f"agent.{name}={getattr(self, name)}", "give 0 or more")
         require(0 < self.share <= 1, f"agent.share={self.share}", "give a share of the slots, above 0 and at most 1")
-        require(self.sampler in ("tpe", "cmaes", "random"), f"agent.sampler={self.sampler}", "use tpe, cmaes or random")
+        samplers = ("gp", "tpe", "cmaes", "random")
+        require(self.sampler in samplers, f"agent.sampler={self.sampler}", "use gp, tpe, cmaes or random")

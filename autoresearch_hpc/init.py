@@ -32,10 +32,10 @@ _ROUND = """\
 # A plan of your own. Use it with +round=mine.
 defaults:
   - override /space: seed
-  - override /agent: tpe
+  - override /agent: gp
 plan:
   name: mine
-  description: TPE over the main knobs, eight candidates a round.
+  description: Bayesian optimization of the main knobs, eight candidates a round.
   k: 8
   max_rounds: 5
 """

@@ -1,7 +1,7 @@
 """Agents: who proposes candidates. They know no git and no Slurm; see `protocol`.
 
-Samplers of a space are `grid`, `random`, `tpe`, `cmaes` and `factorial`; `llm`, `cli` and `hybrid` edit code; `plan`
-proposes what the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is
+Samplers of a space are `gp`, `tpe`, `cmaes`, `random`, `grid` and `factorial`; `llm`, `cli` and `hybrid` edit code;
+`plan` proposes what the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is
 named as `agent.name=package.module:Class`: a callable that takes a `Brief` and returns an Agent.
 """
 
@@ -15,6 +15,7 @@ from autoresearch_hpc.agents.authors import Author
 from autoresearch_hpc.agents.cmaes import CmaEsAgent
 from autoresearch_hpc.agents.editing import EditingAgent
 from autoresearch_hpc.agents.factorial import FactorialAgent
+from autoresearch_hpc.agents.gp import GpAgent
 from autoresearch_hpc.agents.grid import GridAgent
 from autoresearch_hpc.agents.llm import LlmAuthor
 from autoresearch_hpc.agents.plan import PlanAgent
@@ -45,6 +46,7 @@ Builder = Callable[[Brief], Agent]
 _SAMPLERS: Mapping[str, type[Sampler]] = {
     "cmaes": CmaEsAgent,
     "factorial": FactorialAgent,
+    "gp": GpAgent,
     "grid": GridAgent,
     "random": RandomAgent,
     "tpe": TpeAgent,
@@ -97,7 +99,7 @@ def build(brief: Brief) -> PlannedAgent:
     if brief.config.name == "plan" and open_rounds:
         raise ConfigError(
             f"round {open_rounds[0]} of the plan has no candidates and agent=plan proposes none of its own",
-            "add candidates to the plan, or choose agent=tpe and a space",
+            "add candidates to the plan, or choose agent=gp and a space",
         )
     return PlannedAgent(plan, proposer)
 
@@ -120,7 +122,7 @@ def _proposer(brief: Brief, *, needed: bool) -> Agent:
 def _sampler(brief: Brief, name: str, space: Space) -> Agent:
     config = brief.config
     options = dict(config.options)
-    if name == "tpe":
+    if name in ("gp", "tpe"):
         options = {"startup_trials": config.startup_trials, **options}
     elif name == "factorial":
         options = {"design": config.design, **options}

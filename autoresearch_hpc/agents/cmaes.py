@@ -10,13 +10,13 @@ Source: Hansen and Ostermeier 2001; Hansen 2011 (arXiv 1110.4181) on points that
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from autoresearch_hpc.agents.cube import fraction, value_at
 from autoresearch_hpc.agents.sampling import Sampler, Setting, effective
-from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.errors import ConfigError
-from autoresearch_hpc.records import Direction, Knobs, KnobValue, SearchState, Status
-from autoresearch_hpc.space import Domain, Space
+from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
+from autoresearch_hpc.space import Space
 
 if TYPE_CHECKING:  # imported where it is used: only a run with this agent pays for it
     import cmaes
@@ -69,7 +69,7 @@ class CmaEsAgent(Sampler):
         for _ in range(_TRIES * k):
             point = optimizer.ask()
             domains = self._space.domains.items()
-            yield {name: _at(domain, float(u)) for (name, domain), u in zip(domains, point, strict=True)}
+            yield {name: value_at(domain, float(u)) for (name, domain), u in zip(domains, point, strict=True)}
 
     def _optimizer(self, state: SearchState) -> "cmaes.CMA":
         import cmaes
@@ -104,7 +104,7 @@ class CmaEsAgent(Sampler):
         setting = self._space.canonical(knobs)
         if setting is None:
             return None
-        return [_fraction(domain, setting[name]) for name, domain in self._space.domains.items()]
+        return [fraction(domain, setting[name]) for name, domain in self._space.domains.items()]
 
 
 def _near(optimizer: "cmaes.CMA", point: "NDArray[np.float64]") -> "NDArray[np.float64]":
@@ -117,43 +117,3 @@ def _near(optimizer: "cmaes.CMA", point: "NDArray[np.float64]") -> "NDArray[np.f
     limit = math.sqrt(optimizer.dim) + 2 * optimizer.dim / (optimizer.dim + 2)  # Source: Hansen 2011
     near: NDArray[np.float64] = optimizer.mean + step * min(1.0, limit / max(distance, _FLAT))
     return near
-
-
-def _num_cells(domain: Domain) -> int:
-    """Of equal width, one a value; none where the scale is continuous, or its values do not lie evenly on it."""
-    continuous = domain.type is KnobType.float or (domain.type is KnobType.int and domain.log)
-    return 0 if continuous else int(domain.size)
-
-
-def _fraction(domain: Domain, value: Any) -> float:
-    """Where a value of the domain lies between 0 and 1: in the middle of its cell, where it has one."""
-    if num_cells := _num_cells(domain):
-        match domain.type:
-            case KnobType.choice:
-                cell = domain.choices.index(value)
-            case KnobType.pow2:
-                cell = int(value).bit_length() - int(domain.low).bit_length()
-            case _:
-                cell = int(value - domain.low)
-        return (cell + 0.5) / num_cells
-    if domain.log:
-        return math.log(value / domain.low) / math.log(domain.high / domain.low)
-    return float((value - domain.low) / (domain.high - domain.low))
-
-
-def _at(domain: Domain, fraction: float) -> KnobValue:
-    """The value of the domain there."""
-    if num_cells := _num_cells(domain):
-        cell = min(int(fraction * num_cells), num_cells - 1)
-        match domain.type:
-            case KnobType.choice:
-                return domain.choices[cell]
-            case KnobType.pow2:
-                return int(domain.low) << cell
-        return int(domain.low) + cell
-    if domain.log:
-        value = domain.low * math.exp(fraction * math.log(domain.high / domain.low))
-    else:
-        value = domain.low + fraction * (domain.high - domain.low)
-    inside = min(max(value, domain.low), domain.high)
-    return domain.canonical(round(inside) if domain.type is KnobType.int else inside)

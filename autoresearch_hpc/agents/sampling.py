@@ -34,6 +34,8 @@ class Sampler:
         self._outcomes: list[Outcome] = []
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
+        if state.outcomes:  # of all, their newest values: an incumbent is run again beside later rounds
+            self._outcomes = list(state.outcomes)
         taken = set() if self._allow_repeats else self._tried(state)
         proposals: list[Proposal] = []
         for setting in self._settings(state, k, taken):

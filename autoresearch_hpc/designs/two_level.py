@@ -3,7 +3,7 @@
 The first factors, the base, take all combinations; each further one is the product of some of them, its generator. The
 generators up to 64 runs are the published minimum-aberration ones. Beyond that table products of an odd number of base
 factors come first: as long as these suffice, no main effect is aliased with an interaction of two factors (resolution
-IV). A library was not taken for it: what they have is this table, without words, aliases or a limit of runs.
+IV).
 Source: Box, Hunter and Hunter 2005, table 6.22; NIST/SEMATECH e-Handbook, 5.3.3.4.7; Chen, Sun and Wu 1993.
 """
 

@@ -41,7 +41,7 @@ SCRIPT: Knobs = {
 }
 FIXED: Knobs = {"SEQ_LEN": 2048, "VOCAB_SIZE": 8192}
 BOUND = "TOTAL_BATCH_SIZE % (DEVICE_BATCH_SIZE * SEQ_LEN) == 0"
-SAMPLERS = ["cmaes", "factorial", "grid", "random", "tpe"]
+SAMPLERS = ["cmaes", "factorial", "gp", "grid", "random", "tpe"]
 ALL = ["plan", *SAMPLERS]
 
 
@@ -184,7 +184,7 @@ def test_another_process_proposes_the_same(name: str) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["cmaes", "random", "tpe"])
+@pytest.mark.parametrize("name", ["cmaes", "gp", "random", "tpe"])
 def test_the_seed_and_the_round_decide(name: str) -> None:
     asked = [settings(make(name, seed=s).ask(state(i), 4)) for s, i in ((0, 1), (1, 1), (0, 2))]
     assert asked[0] != asked[1]
@@ -274,7 +274,7 @@ def test_round_0_can_be_asked_for_before_the_baseline_is_known(name: str) -> Non
 
 def test_an_unknown_agent_lists_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match="agent=tpee is unknown; the agents are cli, cmaes, factorial, grid, hybrid, llm, plan,"
+        ConfigError, match="agent=tpee is unknown; the agents are cli, cmaes, factorial, gp, grid, hybrid, llm, plan,"
     ):
         make("tpee")
 
@@ -319,7 +319,7 @@ def test_an_agent_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.title for p in agent.ask(state(), 1)] == ["{'a': 1} 5"]
     with pytest.raises(
         ConfigError,
-        match="the agents are cli, cmaes, factorial, grid, hybrid, llm, mine, plan, random, tpe; or name one",
+        match="the agents are cli, cmaes, factorial, gp, grid, hybrid, llm, mine, plan, random, tpe; or name one",
     ):
         make("other")
 
@@ -677,6 +677,68 @@ def test_cmaes_refuses_options_that_cannot_work(options: dict[str, object], word
     assert "\n" not in str(caught.value)
 
 
+# ---- gp
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gp_goes_down_further_than_cmaes(sign: int) -> None:
+    def best(name: str) -> float:
+        return statistics.median(min(map(bowl, descend(name, bowl, seed=s, sign=sign))) for s in range(2))
+
+    assert best("gp") < 0.2 * best("cmaes")
+
+
+def test_gp_rebuilt_in_every_round_takes_the_same_way() -> None:
+    assert descend("gp", bowl, again=True) == descend("gp", bowl)
+
+
+@pytest.mark.parametrize("status", [Status.OOM, Status.CRASHED, Status.TIMEOUT, Status.DIVERGED, Status.INVALID])
+def test_gp_keeps_away_from_what_fails(status: Status) -> None:
+    agent = make("gp")
+    agent.tell(history(1, 80, lambda knobs: status if int(str(knobs["DEPTH"])) >= 9 else None))
+    depths = [int(str(p.knobs["DEPTH"])) for p in agent.ask(state(), 16)]
+    assert sum(depth >= 9 for depth in depths) <= 2  # of 16; blind to failures it would be 7
+
+
+def test_gp_learns_nothing_from_lost_trials_and_from_settings_outside_the_space() -> None:
+    kept = history(1, 40, lambda _: None)
+    lost = [outcome(i, o.knobs, None, status=Status.LOST) for i, o in enumerate(history(2, 20, lambda _: None))]
+    outside = [outcome(i, {"DEPTH": 40}, 0.1) for i in range(20)]
+    others, without = make("gp"), make("gp")
+    others.tell([*kept[:20], *lost, *outside, *kept[20:]])
+    without.tell(kept)
+    assert others.ask(state(), 4) == without.ask(state(), 4)
+
+
+def test_a_round_of_gp_does_not_crowd() -> None:
+    told = [outcome(i, o.knobs, quadratic(o.knobs)) for i, o in enumerate(history(3, 30, lambda _: None))]
+    agent = make("gp")
+    agent.tell(told)
+    rates = [math.log(float(str(p.knobs["LR"]))) for p in agent.ask(state(), 16)]
+    assert statistics.stdev(rates) > 0.05  # 40 times the digits that make two rates different
+
+
+@pytest.mark.parametrize(
+    "values", [[None] * 12, [0.5] * 12, [0.5, *[None] * 11], [0.5, 0.4, *[None] * 10], [1e9, *[1e-9] * 11]]
+)
+def test_gp_copes_with_failures_alone_and_with_values_that_say_nothing(values: list[float | None]) -> None:
+    agent = make("gp")
+    agent.tell(
+        [outcome(i, o.knobs, v) for i, (o, v) in enumerate(zip(history(4, 12, lambda _: None), values, strict=True))]
+    )
+    assert len(agent.ask(state(), 4)) == 4
+
+
+def test_gp_proposes_at_random_before_it_has_heard_enough() -> None:
+    past = history(3, 20, lambda _: None)
+    asked = []
+    for startup in (5, 50):
+        agent = make("gp", startup_trials=startup)
+        agent.tell(past)
+        asked.append(settings(agent.ask(state(), 4)))
+    assert asked[0] != asked[1]
+
+
 # ---- titles
 
 
@@ -695,3 +757,15 @@ def test_titles_name_what_changes() -> None:
 )
 def test_values_as_people_write_them(value: object, words: str) -> None:
     assert show(value) == words
+
+
+@pytest.mark.parametrize("name", ["cmaes", "gp", "tpe"])
+def test_who_resumes_proposes_the_same_though_an_incumbent_was_run_again(name: str) -> None:
+    """One that ran on was told the older mean, one that resumes only the newest: the state's is what counts."""
+    past = [outcome(i, {"LR": 0.01 * (i + 1)}, 1.0 + i / 100) for i in range(12)]
+    now = [replace(past[0], value=1.5), *past[1:]]
+    ran_on, resumed = make(name, startup_trials=4), make(name, startup_trials=4)
+    ran_on.tell(past)
+    resumed.tell(now)
+    asked = state(3, now)
+    assert settings(ran_on.ask(asked, 4)) == settings(resumed.ask(asked, 4))

@@ -221,7 +221,7 @@ BAD = {
 def test_whatever_comes_back_every_slot_is_filled(desk: FakeDesk, serve: Any, kind: str) -> None:
     server = serve(in_turn(BAD[kind]))
     made = agent(desk, server, timeout_s=0.5).ask(state(), K)
-    assert origins(made) == ["tpe"] * K
+    assert origins(made) == ["gp"] * K
     assert len({proposal.knobs["LR"] for proposal in made}) == K
 
 
@@ -239,7 +239,7 @@ def test_a_rejected_proposal_is_told_why_at_most_twice(desk: FakeDesk, serve: An
     desk.check = lambda after: "NameError: y\n  return x - LR * y" if "* y" in after["train.py"] else ""
     server = serve(in_turn(Reply.text(proposals(*good(1)[:3], bad)), Reply.text(proposals(bad))))
     made = agent(desk, server).ask(state(), K)
-    assert origins(made) == ["llm"] * 3 + ["tpe"]
+    assert origins(made) == ["llm"] * 3 + ["gp"]
     assert len(server.questions) == 3
     for question in server.questions[1:]:
         assert "| NameError: y\n|   return x - LR * y" in words(question)
@@ -292,7 +292,7 @@ def test_the_endpoint_s_unknown_parameters_are_left_out(desk: FakeDesk, serve: A
 def test_a_wrong_request_is_not_repeated(desk: FakeDesk, serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     server = serve(in_turn(Reply.error(400, f"no such model, dear {KEY}")))
     with caplog.at_level(logging.WARNING):
-        assert origins(agent(desk, server).ask(state(), K)) == ["tpe"] * K
+        assert origins(agent(desk, server).ask(state(), K)) == ["gp"] * K
     assert len(server.questions) == 1
     assert "gave nothing" in caplog.text
     assert "no such model, dear (the key)" in caplog.text
@@ -309,7 +309,7 @@ def test_no_call_begins_that_the_budget_does_not_cover(desk: FakeDesk, serve: An
     assert origins(asked.ask(state(1), K)) == ["llm"] * K
     assert desk.calls[0][1] == pytest.approx(0.16 + 0.001, abs=0.002)
     desk.budget = 0.02 + desk.costs["r01/propose"]
-    assert origins(asked.ask(state(2), K)) == ["tpe"] * K
+    assert origins(asked.ask(state(2), K)) == ["gp"] * K
     assert len(server.questions) == 1
 
 
@@ -380,7 +380,7 @@ def test_each_slot_has_a_request_with_a_direction_of_its_own(desk: FakeDesk, ser
     ] or True
     made = asked.ask(state(1), K)
     assert [proposal.title for proposal in made][:3] == ["a", "c", "d"]
-    assert origins(made) == ["llm"] * 3 + ["tpe"]
+    assert origins(made) == ["llm"] * 3 + ["gp"]
     assert {proposal.title for proposal in asked.ask(state(2), K)} >= {"e", "a", "c"}
     assert (desk.folder(1) / "propose-03.answer.txt").exists()
 
@@ -422,7 +422,7 @@ def test_without_revision_no_request_follows_the_results_and_drafts_move_to_the_
     made = asked.ask(state(2, source=moved), K)
     assert len(server.questions) == 1
     assert [proposal.title for proposal in made][:2] == ["rate 1", "depth 1"], "the others no longer apply"
-    assert origins(made) == ["llm"] * 2 + ["tpe"] * 2
+    assert origins(made) == ["llm"] * 2 + ["gp"] * 2
     asked.prepare(state(3), K)
     until(lambda: (desk.folder(3) / "draft.json").exists())
     before = len(server.questions)
@@ -638,7 +638,7 @@ def test_a_server_s_file_is_waited_for_and_read_again_when_it_has_moved(desk: Fa
 def test_a_server_that_is_never_told_of(desk: FakeDesk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = AgentConfig(name="llm", base_url=f"file:{tmp_path}/x", server_wait_min=0.01, prefetch=Prefetch.none)
     brief = Brief(config=config, plan=PlanConfig(name="p"), space=searched(), script="train.py", desk=desk)
-    assert origins(agents.build(brief).ask(state(), K)) == ["tpe"] * K
+    assert origins(agents.build(brief).ask(state(), K)) == ["gp"] * K
     assert "x tells of no server; start one: sbatch sbatch/llm_server.sbatch MODEL" in caplog.text
 
 

@@ -66,8 +66,8 @@ GOOD = "+round=good"
         ([GOOD, "cluster=slrum"], "no cluster named 'slrum'; did you mean cluster=slurm?"),
         (
             [GOOD, "agent=xyzzy"],
-            "no agent named 'xyzzy'; there are: aider, claude_code, cli, cmaes, codex, factorial, grid, hybrid, llm, "
-            "openhands, plan, random, tpe",
+            "no agent named 'xyzzy'; there are: aider, claude_code, cli, cmaes, codex, factorial, gp, grid, hybrid, "
+            "llm, openhands, plan, random, tpe",
         ),
         ([GOOD, "clustr=slurm"], "unknown key clustr; did you mean cluster?"),
         ([GOOD, "task.trian_s=1"], "unknown key task.trian_s; did you mean task.train_s?"),

@@ -207,4 +207,4 @@ def test_who_edits_the_code_and_what_that_may_cost(repo: Path, capsys: pytest.Ca
     assert "budget        llm_usd=5" in text
     assert "budget.llm_usd has no effect without agent.usd_per_million_in and _out" in text
     text = "\n".join(_plan(capsys, "agent=hybrid", "agent.drafter=cli", "agent.cli.command=[codex,exec]"))
-    assert "agent         codex for 30% of the slots, tpe the others\n" in text
+    assert "agent         codex for 30% of the slots, gp the others\n" in text

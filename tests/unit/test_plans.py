@@ -145,7 +145,7 @@ def test_every_space_loads_and_fits_the_published_script(name: str) -> None:
         assert built.check(UPSTREAM, FIXED) == []
 
 
-@pytest.mark.parametrize("name", ["plan", "grid", "random", "tpe"])
+@pytest.mark.parametrize("name", ["plan", "cmaes", "gp", "grid", "random", "tpe"])
 def test_every_agent_is_a_config_file(name: str) -> None:
     assert load("+round=cookbook", f"agent={name}").agent.name == name
     assert (CONF / "agent" / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
@@ -154,13 +154,13 @@ def test_every_agent_is_a_config_file(name: str) -> None:
 def test_linear_is_one_candidate_a_round() -> None:
     loaded = load("+round=linear")
     assert (loaded.plan.k, loaded.plan.num_rounds, loaded.plan.baseline) == (1, 12, Baseline.alone)
-    assert loaded.agent.name == "tpe"
+    assert loaded.agent.name == "gp"
     assert load("+round=linear", "agent=random", "plan.max_rounds=3").plan.num_rounds == 3
 
 
-def test_knobs_is_tpe_at_k_16() -> None:
+def test_knobs_is_the_default_sampler_at_k_16() -> None:
     loaded = load("+round=knobs")
-    assert (loaded.plan.k, loaded.agent.name) == (16, "tpe")
+    assert (loaded.plan.k, loaded.agent.name) == (16, "gp")
     assert set(loaded.space.knobs) == set(load("+round=linear").space.knobs)
     assert {"DEPTH", "ASPECT_RATIO", "TOTAL_BATCH_SIZE", "ADAM_BETAS"} < set(loaded.space.knobs)
 
