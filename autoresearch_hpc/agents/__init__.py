@@ -1,8 +1,9 @@
 """Agents: who proposes candidates. They know no git and no Slurm; see `protocol`.
 
 Samplers of a space are `gp`, `tpe`, `cmaes`, `random`, `grid` and `factorial`; `llm`, `cli` and `hybrid` edit code;
-`plan` proposes what the plan says. Another package adds its own under the entry point group "autoresearch_hpc.agents", or is
-named as `agent.name=package.module:Class`: a callable that takes a `Brief` and returns an Agent.
+`plan` proposes what the plan says. Another package adds its own under the entry point group
+"autoresearch_hpc.agents", or is named as `agent.name=package.module:Class`: a callable that takes a `Brief` and returns
+an Agent.
 """
 
 import importlib
