@@ -29,7 +29,12 @@ TAG = "chaos"
 _KILLED_AT = Path(__file__).parents[1] / "killed_at.py"
 _OUTAGE_S = 90  # a fault of Slurm's daemons, with the time that they take to come back
 MOMENTS = ("before", "torn", "after")
-NOT_SWEPT = {"round.shrunk"}  # needs a budget that runs out, and leaves candidates untrained by intention
+NOT_SWEPT = {
+    "round.shrunk",  # needs a budget that runs out, and leaves candidates untrained by intention
+    "agent.calling",  # this search's agent calls nothing; tests/thinking.py kills those that do
+    "agent.called",
+    "round.analysed",  # of two knobs or more; tests/e2e/test_factorial_runs.py kills around it
+}
 SWEPT = tuple((event, moment) for event in history._HANDLERS if event not in NOT_SWEPT for moment in MOMENTS)
 OVERRIDES = (
     "cluster.max_retries=50",  # of the trials that the faults destroy
