@@ -11,6 +11,7 @@ from datetime import datetime
 
 from autoresearch_hpc.config import BudgetConfig
 from autoresearch_hpc.history import History
+from autoresearch_hpc.tiers import Tiers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +24,14 @@ class Used:
     usd: float
 
 
-def used(history: History, price_per_gpu_hour: float) -> Used:
+def used(history: History, tiers: Tiers) -> Used:
     """A trial's GPU is charged by the cluster's accounting, else from its worker's start to its result."""
     ended = [trial for trial in history.trials() if trial.result]
     gpu_hours = sum(trial.held_s for trial in ended) / 3600
+    usd = sum(trial.held_s * tiers.price(trial.tier) for trial in ended) / 3600
     spans = [datetime.fromisoformat(b) - datetime.fromisoformat(a) for a, b in history.active]
     wall_hours = sum(span.total_seconds() for span in spans) / 3600
-    return Used(trials=len(ended), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=gpu_hours * price_per_gpu_hour)
+    return Used(trials=len(ended), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +50,8 @@ class Budget:
     """The caps of a run, and what decides how far they reach: `job_limit_s` is the longest a trial may hold its GPU."""
 
     config: BudgetConfig
-    price_per_gpu_hour: float
+    tiers: Tiers
     job_limit_s: float
-    max_parallel: int | None = None
 
     def room(self, history: History) -> Room:
         """What fits beside what has ended and what is under way."""
@@ -60,10 +61,10 @@ class Budget:
         )
 
     def _rooms(self, history: History) -> Iterator[Room]:
-        config, so_far = self.config, used(history, self.price_per_gpu_hour)
-        under_way = len(history.rounds[-1].outstanding) if history.rounds else 0
+        config, so_far, max_parallel = self.config, used(history, self.tiers), self.tiers.num_slots
+        under_way = len(history.outstanding)
         hours = self.job_limit_s / 3600
-        usd = hours * self.price_per_gpu_hour
+        usd = hours * max(map(self.tiers.price, self.tiers.used))
         if config.max_trials is not None:
             words = f"budget.max_trials={config.max_trials}: {so_far.trials} done"
             yield _room(config.max_trials - so_far.trials - under_way, words)
@@ -78,12 +79,12 @@ class Budget:
             words = (
                 f"budget.wall_hours={config.wall_hours:g}: {so_far.wall_hours:.2f} used, a trial may take {hours:.2f}"
             )
-            if waves < 1 or self.max_parallel:
-                yield _room(waves * (self.max_parallel or 0) - under_way, words)
+            if waves < 1 or max_parallel:
+                yield _room(waves * (max_parallel or 0) - under_way, words)
 
     def remaining(self, history: History) -> Iterator[str]:
         """What is left of each cap, a sentence each."""
-        config, so_far = self.config, used(history, self.price_per_gpu_hour)
+        config, so_far = self.config, used(history, self.tiers)
         left = {
             "rounds": _left(config.max_rounds, max(0, len(history.rounds) - 1)),
             "trials": _left(config.max_trials, so_far.trials),

@@ -43,11 +43,11 @@ def cancel(layout: RunLayout) -> str:
         history = History.replay(journal.events)
         if not history.rounds or history.stopped:
             return f"{asked}nothing is in flight"
-        trials = history.rounds[-1].outstanding
+        trials = history.outstanding
         place = cluster.build(ClusterConfig(kind=_kind(layout, history)))
         for name in {t.job_name for t in trials if t.job_name}:
             mine = [t for t in trials if t.job_name == name]
-            place.cancel(_jobs(place, layout, history.rounds[-1].index, name, mine))
+            place.cancel(_jobs(place, layout, mine[0].round, name, mine))
         journal.append("run.interrupted", reason="cancelled", cancelled=[t.id for t in trials])
         return f"{asked}cancelled {len(trials)} trials; resume with tag={history.tag} and the same plan"
 

@@ -10,7 +10,7 @@ docs/configuration.md is generated from both files.
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from autoresearch_hpc.agent_config import AgentConfig as AgentConfig
 from autoresearch_hpc.agent_config import Sandbox as Sandbox
 from autoresearch_hpc.errors import ConfigError, require
 from autoresearch_hpc.records import Direction
+
+SCHEDULES = ("rounds", "async")
 
 
 class KnobType(Enum):
@@ -142,6 +144,19 @@ class RoundConfig:
 
 
 @dataclass
+class ValidateConfig:
+    """What follows a round's screening: the best again, on another kind of GPU, before one is kept."""
+
+    tier: str | None = None  # where; default the last of cluster.tiers
+    top: int = 3  # so many candidates, the best by their screening
+    seeds: int = 2  # with so many trials each
+
+    def __post_init__(self) -> None:
+        for name in ("top", "seeds"):
+            require(getattr(self, name) >= 1, f"plan.validate.{name}={getattr(self, name)}", "give at least 1")
+
+
+@dataclass
 class PlanConfig:
     """What a run tries, round by round; the files of conf/round/ set it."""
 
@@ -152,6 +167,8 @@ class PlanConfig:
     baseline: Baseline = Baseline.alone  # round 0 is the baseline alone, or joined by the first round's candidates
     rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
     max_rounds: int | None = None  # how many rounds after the baseline; the last of `rounds` repeats
+    screen: str | None = None  # the tier on which candidates are tried; default the first of cluster.tiers
+    validate: ValidateConfig | None = None  # the best are run again on another tier, and only there one is kept
 
     def __post_init__(self) -> None:
         require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
@@ -195,12 +212,41 @@ class PlanConfig:
 
 
 @dataclass
+class TierConfig:
+    """One kind of GPU: what is different there; the rest is as in `cluster`."""
+
+    max_parallel: int | None = None  # GPUs at most at once
+    price_per_gpu_hour: float | None = None  # of one GPU here
+    partition: str | None = None  # Slurm's partition
+    gres: str | None = None  # --gres, e.g. gpu:h100:1; local: the kind of GPU, by its name
+    gpus: int | None = None  # GPUs a trial (--gpus-per-node); default cluster.gpus where there is no gres
+    constraint: str | None = None  # features that a node must have
+    account: str | None = None  # the account that is charged
+    qos: str | None = None  # the quality of service
+    exclude: str | None = None  # nodes not to use
+    cpus: int | None = None  # CPUs a trial
+    mem_gb: float | None = None  # host memory a trial
+    sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, beside those of cluster.sbatch
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_parallel is None or self.max_parallel >= 1,
+            f"cluster.tiers: max_parallel={self.max_parallel}",
+            "give at least 1",
+        )
+        price = self.price_per_gpu_hour
+        require(price is None or price >= 0, f"cluster.tiers: price_per_gpu_hour={price}", "give 0 or more")
+
+
+@dataclass
 class ClusterConfig:
     """Where trials run and what a trial asks for."""
 
     kind: ClusterKind = ClusterKind.auto  # auto: Slurm where it answers, else local
     tier: str = "default"  # the name of this kind of GPU in results
+    tiers: dict[str, TierConfig] = field(default_factory=dict)  # several kinds of GPU, by name; replaces `tier`
     max_parallel: int | None = None  # trials at once: the array's throttle; local default: GPUs, else cores / 2
+    backlog: int = 0  # trials that wait in the queue beyond max_parallel, where rounds overlap: no GPU waits for us
     gpus: int | None = 1  # GPUs a trial (--gpus-per-node); null where gres asks for them
     gres: str | None = None  # --gres, e.g. gpu:h100:1
     cpus: int | None = None  # CPUs a trial; local: also the threads of a trial
@@ -240,11 +286,34 @@ class ClusterConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"cluster.{name}={value}", "give a number above 0")
         for name in (
-            *("gpus", "max_retries", "max_node_faults", "price_per_gpu_hour"),
+            *("gpus", "max_retries", "max_node_faults", "price_per_gpu_hour", "backlog"),
             *("result_grace_s", "late_result_s", "stuck_limit_min", "patience_min"),
         ):
             value = getattr(self, name)
             require(value is None or value >= 0, f"cluster.{name}={value}", "give 0 or more")
+        for name, tier in self.tiers.items():
+            require(
+                re.fullmatch(r"\w[\w.+-]*", name) is not None,
+                f"cluster.tiers: {name!r} is no name",
+                "use letters, digits, . + - _",
+            )
+            require(not (tier.gpus and tier.gres), f"cluster.tiers.{name}: gpus and gres both ask for GPUs", "set one")
+
+    def on(self, name: str) -> "ClusterConfig":
+        """What a trial asks for on a tier; on one that is not listed, what the cluster says by itself."""
+        tier = self.tiers.get(name)
+        if tier is None:
+            return self
+        own = {key: value for key, value in vars(tier).items() if value is not None}
+        own |= {"sbatch": {**self.sbatch, **tier.sbatch}, "tier": name, "tiers": {}}
+        if tier.gres or tier.gpus:
+            own |= {"gres": tier.gres, "gpus": tier.gpus}
+        return replace(self, **own)
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """All tiers, in order; one without a list."""
+        return tuple(self.tiers) or (self.tier,)
 
 
 @dataclass
@@ -455,7 +524,39 @@ class Config:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
+    schedule: str = "rounds"  # rounds: one after another; async: a slot that comes free is filled at once
+    tiers: str = "plan"  # plan: where the plan says; any: a round spreads over all of cluster.tiers
     tag: str | None = None  # the run's name; an existing one is resumed; default from the plan and the time
     seed: int = 0  # of everything random in the search
     repo: str = "."  # the git repository that holds the script
     runs_dir: str = "runs"  # where runs are kept, on a filesystem that the compute nodes see
+
+    def __post_init__(self) -> None:
+        require(self.schedule in SCHEDULES, f"schedule={self.schedule} is unknown", f"give {' or '.join(SCHEDULES)}")
+        require(self.tiers in ("plan", "any"), f"tiers={self.tiers} is unknown", "give plan or any")
+        names, plan = self.cluster.tier_names, self.plan
+        require(
+            self.tiers == "plan" or len(names) > 1,
+            "tiers=any with one kind of GPU",
+            "list several in cluster.tiers, or leave it out",
+        )
+        require(
+            self.tiers == "plan" or not (plan.screen or plan.validate),
+            "tiers=any and a plan that says which tier screens",
+            "leave tiers out, or set plan.screen=null plan.validate=null",
+        )
+        require(
+            plan.validate is None or len(names) > 1,
+            f"plan {plan.name} validates on a second kind of GPU, and the cluster has one",
+            "list two or more in cluster.tiers, or set plan.validate=null",
+        )
+        screens = plan.screen or names[0]
+        require(
+            plan.validate is None or (plan.validate.tier or names[-1]) != screens,
+            f"plan {plan.name} screens and validates on {screens}",
+            "choose two tiers, or set plan.validate=null and let decide.looks run the best again",
+        )
+        for name in (plan.screen, plan.validate and plan.validate.tier):
+            require(
+                not name or name in names, f"the plan's tier {name} is none of the cluster's", f"it has {list(names)}"
+            )

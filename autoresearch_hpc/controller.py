@@ -2,9 +2,14 @@
 
 Every step is journaled so that it can be taken up again: intent before effect, and effects that do no harm when they
 are repeated. The controller that starts a run and the one that resumes it are the same code.
+
+Rounds follow each other, but two things let them overlap: while the best of a round are validated on their own tier,
+the next round is screened; and with `schedule=async` a slot that comes free is filled with a candidate of the next
+round. Each round is judged for itself, against the incumbent of that moment.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 from autoresearch_hpc import decide, effects, report, space
@@ -29,6 +34,9 @@ from autoresearch_hpc.records import (
 )
 from autoresearch_hpc.repo import Repo
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.tiers import Tiers
+
+_MAX_OPEN = {"rounds": 2, "async": 4}  # rounds at a time: their incumbents would be older and older
 
 _log = logging.getLogger(__name__)
 
@@ -53,22 +61,18 @@ class Controller:
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
         self._space = space.from_config(config.space)
+        self._tiers = Tiers.of(config)
+        self._async = config.schedule == "async"
+        self._no_more: str | None = None  # why nothing is proposed now
+        self._thought_of = 0  # the newest round that the agent was told to think of
         self._agent.tell(self._history.outcomes())
 
     def run(self) -> str:
         """Go on to the end and return why it ended. Raises InterruptedRun when a signal asked to stop."""
         try:
             with self._stop:
-                while (reason := self._reason_to_stop()) is None:
-                    round_ = self._open_round()
-                    if round_ is None:
-                        reason = "the agent has nothing more to propose"
-                        break
-                    self._commit(round_)
-                    self._think_ahead(round_)
-                    self._train(round_)
-                    self._judge(round_)
-                    self._close(round_)
+                while (reason := self._go_on()) is None:
+                    self._fanout.train(*self._history.open_rounds, until=self._may_propose)
                 self._fanout.settle()
                 self._record("run.stopped", reason=reason)
                 return reason
@@ -83,45 +87,106 @@ class Controller:
         finally:
             self._agent.close()
 
+    def _go_on(self) -> str | None:
+        """Do all that need not wait for a trial; why the run is over, None while it is not."""
+        self._no_more = None
+        for round_ in self._history.open_rounds:
+            self._advance(round_)
+        while self._may_propose():
+            self._no_more = self._reason_to_stop() or self._open_round()
+            for round_ in self._history.open_rounds:
+                self._advance(round_)
+        return None if self._history.open_rounds else self._no_more
+
+    def _advance(self, round_: Round) -> None:
+        """Take the round as far as its results allow."""
+        self._commit(round_)
+        self._think_ahead(round_)
+        self._want_more(round_)
+        if round_.complete and self._is_full(round_):
+            self._judge(round_)
+            self._close(round_)
+
     # proposing
 
+    def _may_propose(self) -> bool:
+        """Whether the time has come for a new round, or for more of the newest."""
+        open_, newest = self._history.open_rounds, self._history.rounds[-1] if self._history.rounds else None
+        if self._no_more or newest is None or newest.closed_at is not None:
+            return self._no_more is None
+        if not newest.committed or (
+            self._history.incumbent is None and not self._history.entry(decide.BASELINE).values
+        ):
+            return False
+        if not self._is_full(newest):
+            return self._num_free() > 0
+        if len(open_) >= _MAX_OPEN[self._config.schedule] or newest.index >= self._config.plan.num_rounds:
+            return False
+        if self._async:
+            return self._num_free() > 0
+        return self._tiers.validates is not None and all(decide.VALIDATION in round_.stages for round_ in open_)
+
+    def _num_free(self) -> int:
+        """Slots for candidates that nothing fills."""
+        slots = self._tiers.num_screening or self._config.plan.k
+        screens = self._tiers.screens
+        busy = sum(trial.tier in screens for trial in self._history.outstanding)
+        lacking = [(want, n) for round_ in self._history.open_rounds for want, n in round_.missing.items()]
+        return (
+            slots + self._config.cluster.backlog * len(screens) - busy - sum(n for w, n in lacking if w.tier in screens)
+        )
+
+    def _is_full(self, round_: Round) -> bool:
+        """Whether all of the round's candidates are proposed."""
+        if not self._async or round_ is not self._history.rounds[-1] or self._no_more:
+            return True
+        return self._num_lacking(round_) <= 0 or not self._agent.incremental(round_.index)
+
+    def _num_lacking(self, round_: Round) -> int:
+        """Candidates that the plan has for the round, and that are not proposed yet."""
+        index, plan = round_.index, self._config.plan
+        if index < plan.first_round:
+            return 0
+        return plan.num_candidates(index) - sum(entry.id != decide.BASELINE for entry in round_.entries.values())
+
     def _reason_to_stop(self) -> str | None:
-        rounds = self._history.rounds
-        if rounds and rounds[-1].closed_at is None:
-            return None
-        index = len(rounds)
+        index = len(self._history.rounds)
+        if index and not self._is_full(self._history.rounds[-1]):
+            room = self._budget.room(self._history)
+            return None if room.fits(1) else room.cap
         if index > self._config.plan.num_rounds:
             return "the plan is complete"
         return self._budget.exhausted(self._history)
 
-    def _open_round(self) -> Round | None:
-        """The round that is under way, or a new one; None when the agent proposes nothing."""
+    def _open_round(self) -> str | None:
+        """A new round, or more of the newest; why not, where the agent proposes nothing."""
         rounds = self._history.rounds
-        if rounds and rounds[-1].closed_at is None:
-            return rounds[-1]
-        index = len(rounds)
-        proposals = self._propose(index)
+        index, begun = len(rounds), 0
+        if rounds and not self._is_full(rounds[-1]):
+            index, begun = rounds[-1].index, len(rounds[-1].entries)
+        proposals = self._propose(index, begun)
         if not proposals:
-            return None
-        ids = [candidate_id(index, i) for i in range(len(proposals))]
+            return "the agent has nothing more to propose"
+        ids = [candidate_id(index, begun + i) for i in range(len(proposals))]
         self._record(
             "round.proposed",
             round=index,
             base=self._base,
             proposals={id_: to_json(p) for id_, p in zip(ids, proposals, strict=True)},
         )
-        return rounds[-1]
+        return None
 
-    def _propose(self, index: int) -> list[Proposal]:
+    def _propose(self, index: int, begun: int = 0) -> list[Proposal]:
+        """Candidates for a round that has `begun` ones already."""
         plan = self._config.plan
         proposals: list[Proposal] = []
-        if index == 0:
+        if index == 0 and not begun:
             base = {name: knob_value(value) for name, value in plan.base.items()}
             proposals.append(Proposal(title="baseline", knobs=base, origin="plan"))
             if plan.baseline is Baseline.alone:
                 return proposals
-        if k := self._room_for(index, len(proposals)):
-            proposals += self._agent.ask(self._state(index), k)
+        if k := self._room_for(index, len(proposals), begun):
+            proposals += self._agent.ask(self._state(index, begun), k)
             self._tell_costs(index)
         return proposals
 
@@ -132,19 +197,25 @@ class Controller:
             usd, all_usd = sum(call.cost_usd for call in calls), self._history.llm_usd
             _log.info("round=%d calls=%d tokens=%d+%d usd=%.4f of %.4f", index, len(calls), *tokens, usd, all_usd)
 
-    def _room_for(self, index: int, others: int) -> int:
+    def _room_for(self, index: int, others: int, begun: int) -> int:
         """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
         plan = self._config.plan
         k, room = plan.num_candidates(index), self._budget.room(self._history)
+        if self._async and self._agent.incremental(index):
+            already = begun - (index == 0 and begun > 0)
+            k = min(k - already, max(1, self._num_free() - others))
         open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
-        needed = others + sum(decide.beside(self._history, self._config.decide).values())
+        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
         if open_ and room.trials is not None and room.trials < k + needed:
             k = max(0, room.trials - needed)
             _log.info("round=%d shrunk to %d: %s", index, k + others, room.cap)
         return k
 
-    def _state(self, index: int, running: tuple[Proposal, ...] = ()) -> SearchState:
+    def _state(self, index: int, begun: int = 0) -> SearchState:
         history = self._history
+        outcomes = history.outcomes(unjudged=self._overlapping)
+        heard = {outcome.candidate for outcome in outcomes}
+        under_way = [entry for round_ in history.open_rounds for entry in round_.entries.values()]
         incumbent = history.incumbent
         entry = history.entry(incumbent.candidate) if incumbent else history.find(decide.BASELINE)
         if entry and entry.candidate:
@@ -159,12 +230,13 @@ class Controller:
             incumbent_value=entry.value if entry and incumbent else None,
             incumbent_knobs=knobs,
             source=source,
-            outcomes=history.outcomes(),
+            outcomes=outcomes,
             program=self._repo.working_text(self._config.agent.program) or "",
             noise=history.noise,
             pool=history.pool,
             failed=self._failed(),
-            running=running,
+            running=tuple(entry.proposal for entry in under_way if entry.id not in heard),
+            num_proposed=begun,
             remaining=tuple(self._budget.remaining(history)),
             effects=history.effects,
         )
@@ -187,9 +259,14 @@ class Controller:
     def _think_ahead(self, round_: Round) -> None:
         """Let the agent draft the next round while this one trains."""
         index = round_.index + 1
-        if index <= self._config.plan.num_rounds and not round_.judged:
-            running = tuple(entry.proposal for entry in round_.entries.values())
-            self._agent.prepare(self._state(index, running), self._config.plan.num_candidates(index))
+        if self._thought_of < index <= self._config.plan.num_rounds and not round_.judged and self._is_full(round_):
+            self._thought_of = index
+            self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
+
+    @property
+    def _overlapping(self) -> bool:
+        """Whether a round may be proposed before the last one is judged."""
+        return self._async or self._tiers.validates is not None
 
     @property
     def _base(self) -> str:
@@ -199,15 +276,21 @@ class Controller:
 
     def _commit(self, round_: Round) -> None:
         """Make every proposal a commit on the candidate that it builds on."""
-        if round_.committed:
+        new = [entry for entry in round_.entries.values() if entry.candidate is None]
+        if not new:
             return
         made: dict[str, Candidate] = {}
-        for entry in round_.entries.values():
+        for entry in new:
             parent = self._parent(entry, made)
             commit, knobs = (parent.commit, parent.knobs) if parent else (round_.base, {})
             made[entry.id] = self._maker.make(entry.id, round_.index, entry.proposal, commit, knobs)
-        self._record("round.committed", round=round_.index, candidates=[to_json(c) for c in made.values()])
-        for entry in round_.entries.values():
+        self._record(
+            "round.committed",
+            round=round_.index,
+            candidates=[to_json(c) for c in made.values()],
+            tiers=self._places(list(made)),
+        )
+        for entry in new:
             _log.info(
                 "round=%d candidate=%s commit=%s %s",
                 round_.index,
@@ -228,20 +311,28 @@ class Controller:
             raise ConfigError(f"{entry.id} builds on {name!r}, which is no earlier candidate", "correct the plan")
         return candidate
 
+    def _places(self, candidates: list[str]) -> dict[str, str]:
+        """On which tier each is tried."""
+        busy = Counter(trial.tier for trial in self._history.outstanding)
+        places = self._tiers.spread(candidates, busy)
+        return {id_: self._tiers.screens[0] if id_ == decide.BASELINE else tier for id_, tier in places.items()}
+
     # training
 
-    def _train(self, round_: Round) -> None:
-        """Train the round's array, then whatever its results ask for: replicates, confirmations under fresh seeds."""
-        rule = self._config.decide
-        if not round_.stages:
-            self._want(round_, "array", decide.beside(self._history, rule))
-        self._fanout.train(round_)
-        while not round_.judged and (more := decide.further(self._history, round_, rule)):
-            self._want(round_, more.stage, more.trials)
-            self._fanout.train(round_)
+    def _want_more(self, round_: Round) -> None:
+        """Ask for the trials beside the candidates' own, then for whatever the results ask for: confirmations, say."""
+        rule, tiers = self._config.decide, self._tiers
+        for tier in reversed(tiers.used):
+            stage = "array" if tier == tiers.used[0] else f"array on {tier}"
+            if not {stage, "array"} & set(round_.stages):
+                count = decide.beside(self._history, rule, tiers).get(tier, 0)
+                self._want(round_, stage, tier, {decide.standing(self._history): count} if count else {})
+        if round_.complete and not round_.judged and self._is_full(round_):
+            if more := decide.further(self._history, round_, rule, tiers):
+                self._want(round_, more.stage, more.tier, more.trials)
 
-    def _want(self, round_: Round, stage: str, trials: Mapping[str, int]) -> None:
-        self._record("trials.wanted", round=round_.index, stage=stage, trials=dict(trials))
+    def _want(self, round_: Round, stage: str, tier: str, trials: Mapping[str, int]) -> None:
+        self._record("trials.wanted", round=round_.index, stage=stage, tier=tier, trials=dict(trials))
         if trials:
             named = ", ".join(f"{count} x {id_}" for id_, count in trials.items())
             _log.info("round=%d %s: %s", round_.index, stage, named)
@@ -252,7 +343,7 @@ class Controller:
         """Decide what is kept; the agent hears of it."""
         if round_.judged:
             return
-        judgement = decide.judge(self._history, round_, self._config.decide)
+        judgement = decide.judge(self._history, round_, self._config.decide, self._tiers)
         self._record(
             "round.judged",
             round=round_.index,

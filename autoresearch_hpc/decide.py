@@ -3,19 +3,23 @@
 This is the seam between a run's history and `promotion`, which knows the statistics: here it is chosen which values
 count. Only results of one *kind* (GPU model, tier, data, harness, torch) are ever compared. Everything follows from the
 history, so a resumed run decides as one that never stopped.
+
+Where the plan validates, the best of a round by their screening are run again on another tier, and what is kept is
+decided there alone: those trials were not picked for their values, so they are a sample of their own. With `tiers=any`
+each candidate is compared on the kind that it ran on, and the looks bring the contested ones onto one.
 """
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from autoresearch_hpc.config import DecideConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.gains import Comparison, Gain, Noise
-from autoresearch_hpc.history import Entry, History, Round
+from autoresearch_hpc.history import Entry, History, Round, Want
 from autoresearch_hpc.promotion import (
     Call,
     Difference,
@@ -36,6 +40,7 @@ from autoresearch_hpc.promotion import (
 from autoresearch_hpc.promotion import Judgement as LookJudgement
 from autoresearch_hpc.promotion import judge as judge_look
 from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
+from autoresearch_hpc.tiers import Tiers
 
 __all__ = [
     "BASELINE",
@@ -52,6 +57,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 BASELINE = candidate_id(0, 0)
 REMEASUREMENT = "remeasurement"
+VALIDATION = "validation"
 _NOT_COMPARED = "not compared"
 
 
@@ -78,60 +84,134 @@ def require_known(config: DecideConfig) -> None:
         raise ConfigError(f"decide.rule={config.rule} is unknown", f"the rules are {', '.join(sorted(_RULES))}")
 
 
-def beside(history: History, config: DecideConfig) -> dict[str, int]:
-    """Trials to send along with the next candidates: of the incumbent, until it has been run often enough."""
-    incumbent = history.incumbent
-    known = len(history.entry(incumbent.candidate).results) if incumbent else 1  # the baseline is in its own array
-    more = num_replicates(config) - known
-    return {incumbent.candidate if incumbent else BASELINE: more} if more > 0 else {}
+def beside(history: History, config: DecideConfig, tiers: Tiers) -> dict[str, int]:
+    """Tier -> trials to send along with the next candidates: of the incumbent, until it has been run often enough."""
+    more = {tier: num_replicates(config) - _num_trials(history, tier, tiers) for tier in tiers.used}
+    return {tier: count for tier, count in more.items() if count > 0}
+
+
+def standing(history: History) -> str:
+    """The candidate that others are compared with."""
+    return history.incumbent.candidate if history.incumbent else BASELINE
+
+
+def _num_trials(history: History, tier: str, tiers: Tiers) -> int:
+    """Trials of the incumbent there, those under way included. The baseline's first is in its own array."""
+    entry = history.find(standing(history))
+    if entry is None or not entry.trials:
+        return int(tier == tiers.screens[0])
+    return sum(trial.dropped is None and trial.tier in (tier, "") for trial in entry.trials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Further:
-    """Trials that a round needs before it can be judged: candidate -> how many."""
+    """Trials that a round needs before it can be judged, on one tier: candidate -> how many."""
 
     stage: str
+    tier: str
     trials: Mapping[str, int]
 
 
-def further(history: History, round_: Round, config: DecideConfig) -> Further | None:
+def further(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> Further | None:
     """What the results so far ask for; None where the round can be judged."""
-    view = _View.of(history, round_)
-    if view is None or not any(sample.all for sample in view.candidates):
+    views = _views(history, round_, tiers.screens)
+    if not any(sample.all for view in views for sample in view.candidates):
         return None
-    incumbent = view.incumbent.candidate
-    if not view.incumbent.all:
-        if REMEASUREMENT in round_.stages:  # it failed, or the budget had no room
-            return None
-        _log.warning("round=%d: %s was never run on %s: a new baseline is taken", round_.index, incumbent, view.kind)
-        return Further(stage=REMEASUREMENT, trials={incumbent: num_replicates(config)})
+    for view in views:
+        if not view.incumbent.all and any(sample.all for sample in view.candidates):
+            return _remeasured(round_, view, config)
+    if tiers.validates:
+        return _validation(history, round_, views[0], config, tiers)
     if config.rule == "best":
-        return None
-    said = _by_significance(view, config, _noise(history, view.kind, config), None)
+        return _contested(history, round_, views, config, tiers)
+    said = _by_significance(views, config, _noise(history, views, config), None)
     if not said.again:
         return None
-    trials = dict.fromkeys(said.again, said.fresh) | ({incumbent: said.controls} if said.controls else {})
-    return Further(stage=f"look {view.look + 1}", trials=trials)
+    trials = dict.fromkeys(said.again, said.fresh) | (
+        {views[0].incumbent.candidate: said.controls} if said.controls else {}
+    )
+    return Further(stage=f"look {views[0].look + 1}", tier=_one_tier(history, round_, said.again, tiers), trials=trials)
 
 
-def judge(history: History, round_: Round, config: DecideConfig) -> Judgement:
+def _remeasured(round_: Round, view: "_View", config: DecideConfig) -> Further | None:
+    """The incumbent on a kind that it was never run on, once: it may fail, or the budget may have no room."""
+    stage = f"{REMEASUREMENT} on {view.tier}" if view.tier else REMEASUREMENT
+    if stage in round_.stages:
+        return None
+    incumbent = view.incumbent.candidate
+    _log.warning("round=%d: %s was never run on %s: a new baseline is taken", round_.index, incumbent, view.kind)
+    return Further(stage=stage, tier=view.tier, trials={incumbent: num_replicates(config)})
+
+
+def _validation(
+    history: History, round_: Round, screened: "_View", config: DecideConfig, tiers: Tiers
+) -> Further | None:
+    """The best of the round on the other tier, with controls; None once they were run there."""
+    assert tiers.validates
+    if VALIDATION in round_.stages:
+        view = _View.of(history, round_, tiers.validates)
+        lost = view and not view.incumbent.all and any(sample.all for sample in view.candidates)
+        return _remeasured(round_, view, config) if view and lost else None
+    best_first = sorted(
+        (sample for sample in screened.candidates if sample.all),
+        key=lambda sample: (sample.mean if history.direction is Direction.min else -sample.mean, sample.candidate),
+    )
+    trials = {sample.candidate: tiers.seeds for sample in best_first[: tiers.top]}
+    known = _num_trials(history, tiers.validates, tiers)
+    if config.rule == "significant" and (controls := min(config.controls, config.incumbent_trials - known)) > 0:
+        trials[screened.incumbent.candidate] = controls
+    return Further(stage=VALIDATION, tier=tiers.validates, trials=trials)
+
+
+def _contested(
+    history: History, round_: Round, views: "Sequence[_View]", config: DecideConfig, tiers: Tiers
+) -> Further | None:
+    """The best of each kind that beats the incumbent there, brought onto one."""
+    winners = [best(v.incumbent, v.candidates, v.direction, config.min_delta) for v in views]
+    ahead = [winner for winner in winners if winner]
+    if views[0].look or len(ahead) < 2:
+        return None
+    tier = _one_tier(history, round_, ahead, tiers)
+    elsewhere = [id_ for id_ in ahead if all(trial.tier != tier for trial in history.entry(id_).trials)]
+    return Further(stage="look 1", tier=tier, trials=dict.fromkeys(elsewhere, 1))
+
+
+def _one_tier(history: History, round_: Round, candidates: Sequence[str], tiers: Tiers) -> str:
+    """Where a look runs: where the looks before it ran, else where most of these candidates have run already."""
+    if len(tiers.screens) == 1:
+        return tiers.screens[0]
+    looked = [want.tier for want, count in round_.needed.items() if want.candidate in candidates and count > 1]
+    ran = looked or [trial.tier for id_ in candidates for trial in history.entry(id_).trials if trial.dropped is None]
+    return min(tiers.screens, key=lambda tier: -ran.count(tier))
+
+
+def judge(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> Judgement:
     """The round's verdicts. Without an incumbent the baseline becomes it, for the others to beat."""
-    view = _View.of(history, round_)
+    views = _views(history, round_, (tiers.validates,) if tiers.validates else tiers.screens)
     verdicts = {e.id: Verdict.DISCARD if e.value is not None else Verdict.CRASH for e in round_.entries.values()}
-    if view is None:
+    if not views:
         return Judgement(verdicts=verdicts, findings={}, incumbent=None)
+    view = views[0]
     if history.incumbent is None and BASELINE in verdicts:
         verdicts[BASELINE] = Verdict.KEEP
-    if not view.incumbent.all:  # nothing to compare with: the budget had no room for a new baseline
-        note = f"never compared: the incumbent was not run on {view.kind}"
-        findings = {s.candidate: Comparison(call=_NOT_COMPARED, note=note) for s in view.candidates}
+    findings = _screened_out(history, round_, config, tiers) if tiers.validates else {}
+    if tiers.validates and VALIDATION not in round_.stages:  # nothing had a score, or the round is the baseline's
+        views = [replace(view, candidates=(), elsewhere={})]
+    for each in views:
+        if not each.incumbent.all:  # nothing to compare with: the budget had no room for a new baseline
+            note = f"never compared: the incumbent was not run on {each.kind}"
+            findings |= {s.candidate: Comparison(call=_NOT_COMPARED, note=note) for s in each.candidates}
+    views = [each for each in views if each.incumbent.all]
+    if not views:
         return Judgement(verdicts=verdicts, findings=findings, incumbent=view.incumbent.candidate)
-    noise = _noise(history, view.kind, config)
-    prior = effect_prior(_differences(history, view.kind, noise), noise)
-    said = _RULES[config.rule](view, config, noise, prior)
-    findings = {f.candidate: f.record for f in said.findings}
-    for id_, kind in view.elsewhere.items():
-        findings[id_] = Comparison(call=_NOT_COMPARED, note=f"ran on {kind}, the round's others on {view.kind}")
+    noise = _noise(history, views, config)
+    prior = effect_prior(_differences(history, views, noise), noise)
+    said = _RULES[config.rule](views, config, noise, prior)
+    findings |= {f.candidate: f.record for f in said.findings}
+    for each in views:
+        for id_, kind in each.elsewhere.items():
+            note = f"ran on {kind}, the round's others on {each.kind}"
+            findings[id_] = Comparison(call=_NOT_COMPARED, note=note)
     if said.promote:
         verdicts[said.promote] = Verdict.KEEP
     return Judgement(
@@ -140,8 +220,20 @@ def judge(history: History, round_: Round, config: DecideConfig) -> Judgement:
         incumbent=said.promote or view.incumbent.candidate,
         noise=noise if noise.known else None,
         pool=said.pool,
-        over_baseline=_over_baseline(history, view, said.promote, noise, prior),
+        over_baseline=_over_baseline(history, views, said.promote, noise, prior),
     )
+
+
+def _screened_out(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> dict[str, Comparison]:
+    """What the screening said of each candidate; of those that were validated, that is said instead."""
+    views = [view for view in _views(history, round_, tiers.screens) if view.incumbent.all]
+    if not views:
+        return {}
+    noise = _noise(history, views, config)
+    prior = effect_prior(_differences(history, views, noise), noise)
+    said = _by_best(views, config, noise, prior)
+    found = [f if f.difference is None else replace(f, call=Call.SCREENED_OUT) for f in said.findings]
+    return {finding.candidate: finding.record for finding in found}
 
 
 def most_further(config: DecideConfig, k: int) -> list[int]:
@@ -162,35 +254,52 @@ def num_replicates(config: DecideConfig) -> int:
     return 1 if config.rule == "best" else config.replicates
 
 
-def _by_best(view: "_View", config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
-    """Takes numbers at their face value, but says what they are worth where the noise is known."""
-    winner = best(view.incumbent, view.candidates, view.direction, config.min_delta)
-    k, findings = sum(bool(sample.all) for sample in view.candidates), []
-    for sample in view.candidates:
-        if not sample.all:
-            findings.append(Finding(candidate=sample.candidate, call=Call.FAILED))
-            continue
-        call = Call.PROMOTE if sample.candidate == winner else Call.DISCARD
-        observed = difference(sample, view.incumbent, noise, view.direction)
-        effect = shrink(observed, prior, noise) if prior else None
-        found = Finding(candidate=sample.candidate, call=call, difference=observed, k=k, df=noise.df, effect=effect)
-        findings.append(found)
-    return LookJudgement(findings=tuple(findings), promote=winner)
+def _by_best(views: Sequence["_View"], config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
+    """Takes numbers at their face value, but says what they are worth where the noise is known.
+
+    Of winners on several kinds the one that the look was won by; without one, the one with the largest gain.
+    """
+    winners: dict[str, float] = {}
+    k, findings = sum(bool(sample.all) for view in views for sample in view.candidates), []
+    for view in views:
+        winner = best(view.incumbent, view.candidates, view.direction, config.min_delta)
+        for sample in view.candidates:
+            if not sample.all:
+                findings.append(Finding(candidate=sample.candidate, call=Call.FAILED))
+                continue
+            observed = difference(sample, view.incumbent, noise, view.direction)
+            if sample.candidate == winner and (view is views[0] or not view.look):
+                winners[winner] = observed.gain
+            effect = shrink(observed, prior, noise) if prior else None
+            findings.append(
+                Finding(
+                    candidate=sample.candidate, call=Call.DISCARD, difference=observed, k=k, df=noise.df, effect=effect
+                )
+            )
+    promote = max(winners, key=lambda id_: winners[id_], default=None)
+    called = [replace(f, call=Call.PROMOTE) if f.candidate == promote else f for f in findings]
+    return LookJudgement(findings=tuple(called), promote=promote)
 
 
-def _by_significance(view: "_View", config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
-    rule = _significant(config)
-    return judge_look(rule, view.look, noise, view.incumbent, view.candidates, view.direction, prior)
+def _by_significance(
+    views: Sequence["_View"], config: DecideConfig, noise: Noise, prior: Prior | None
+) -> LookJudgement:
+    first, others = views[0], [(view.incumbent, view.candidates) for view in views[1:]]
+    return judge_look(
+        _significant(config, validated=first.validated),
+        *(first.look, noise, first.incumbent, first.candidates, first.direction, prior),
+        elsewhere=others,
+    )
 
 
-_RULES: dict[str, Callable[["_View", DecideConfig, Noise, Prior | None], LookJudgement]] = {
+_RULES: dict[str, Callable[[Sequence["_View"], DecideConfig, Noise, Prior | None], LookJudgement]] = {
     "best": _by_best,
     "significant": _by_significance,
 }
 
 
 def _over_baseline(
-    history: History, view: "_View", winner: str | None, noise: Noise, prior: Prior | None
+    history: History, views: Sequence["_View"], winner: str | None, noise: Noise, prior: Prior | None
 ) -> Gain | None:
     """From the baseline to the new incumbent: the steps between all incumbents, each with every trial of its two.
 
@@ -200,8 +309,9 @@ def _over_baseline(
     """
     kept = [e.id for e in history.entries() if e.verdict is Verdict.KEEP] or [BASELINE]
     chain = [*kept, *([winner] if winner else [])]
-    samples = [_sample(history.entry(id_), view.kind, 1) for id_ in chain]
-    if len(samples) == 1 or not all(sample.all for sample in samples):
+    known = ([_sample(history.entry(id_), view.kind, 1) for id_ in chain] for view in views)
+    samples = next((each for each in known if all(sample.all for sample in each)), [])
+    if len(samples) < 2:
         return None
     steps = [difference(new, old, noise, history.direction) for old, new in pairwise(samples)]
     whole = as_gain(difference(samples[-1], samples[0], noise, history.direction), noise.df)
@@ -214,34 +324,63 @@ def _over_baseline(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """A round's values, as far as they can be compared: those of one kind."""
+    """A round's values, as far as they can be compared: those of one kind, the commonest on its tier."""
 
+    tier: str
     kind: str
     direction: Direction
     look: int  # how many there were; 0 after the round's own array
+    validated: bool  # whether these are of a validation: its candidates only
     incumbent: Sample
     candidates: tuple[Sample, ...]
     elsewhere: Mapping[str, str]  # candidate -> the kind that it ran on instead
 
     @classmethod
-    def of(cls, history: History, round_: Round) -> "_View | None":
+    def of(cls, history: History, round_: Round, tier: str) -> "_View | None":
         """None where there is no incumbent: the baseline failed, or was never run."""
-        incumbent = history.incumbent.candidate if history.incumbent else BASELINE
+        incumbent = standing(history)
         entry = history.find(incumbent)
         if entry is None or entry.value is None:
             return None
-        results = [t.result for t in round_.trials if t.dropped is None and t.result and t.result.status is Status.OK]
-        kinds = Counter(r.kind for r in results or entry.results if r.status is Status.OK)
+        results = [t.result for t in round_.trials if t.dropped is None and t.result and t.tier in (tier, "")]
+        good = [r for r in results if r.status is Status.OK]
+        kinds = Counter(r.kind for r in good or entry.good(tier))
         kind = kinds.most_common(1)[0][0]
+        validated = VALIDATION in round_.stages and history.deciding_tier == tier
         rivals = [e for e in round_.entries.values() if e.id != incumbent]
+        elsewhere = {e.id: r.kind for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)}
+        if validated:
+            elsewhere = {}
+            rivals = [e for e in rivals if Want(e.id, tier) in round_.needed]
         return cls(
+            tier=tier,
             kind=kind,
             direction=history.direction,
             look=sum(stage.startswith("look") for stage in round_.stages),
+            validated=validated,
             incumbent=_sample(entry, kind, len(entry.trials)),
-            candidates=tuple(_sample(e, kind, round_.wanted.get(e.id, 1)) for e in rivals),
-            elsewhere={e.id: r.kind for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)},
+            candidates=tuple(_sample(e, kind, 1) for e in rivals),
+            elsewhere=elsewhere,
         )
+
+
+def _views(history: History, round_: Round, tiers: Sequence[str]) -> list[_View]:
+    """The round on each tier; with several, each candidate where the looks ran, else where its own trial did.
+
+    The first has the looks.
+    """
+    views = [view for tier in tiers if (view := _View.of(history, round_, tier))]
+    if len(views) < 2:
+        return views
+    views.sort(key=lambda view: -max((len(sample.all) for sample in view.candidates), default=0))
+    taken: set[str] = set()
+    parted = []
+    for view in views:
+        mine = tuple(s for s in view.candidates if s.candidate not in taken and s.all)
+        taken |= {s.candidate for s in mine}
+        parted.append(replace(view, candidates=mine, elsewhere={}))
+    failed = tuple(s for s in views[0].candidates if s.candidate not in taken)
+    return [replace(parted[0], candidates=(*parted[0].candidates, *failed)), *parted[1:]]
 
 
 def _of(entry: Entry, kind: str) -> list[float]:
@@ -264,34 +403,43 @@ def _sample(entry: Entry, kind: str, num_screening: int) -> Sample:
     )
 
 
-def _noise(history: History, kind: str, config: DecideConfig) -> Noise:
-    """From every candidate that was run more than once; a value that it was picked for is no replicate."""
+def _noise(history: History, views: Sequence[_View], config: DecideConfig) -> Noise:
+    """From every candidate that was run more than once; a value that it was picked for is no replicate.
+
+    Of several kinds together: how far trials spread does not depend on the GPU as their mean does.
+    """
     groups = []
-    for entry in history.entries():
-        results = entry.results if entry.id == BASELINE else entry.results[1:]
-        values = [r.metric.value for r in results if r.metric.value is not None and r.kind == kind]
-        groups += [Replicates(kind=kind, values=tuple(values))] if values else []
+    for kind in dict.fromkeys(view.kind for view in views):
+        for entry in history.entries():
+            results = entry.results if entry.id == BASELINE else entry.results[1:]
+            values = [r.metric.value for r in results if r.metric.value is not None and r.kind == kind]
+            groups += [Replicates(kind=views[0].kind, values=tuple(values))] if values else []
     known = KnownNoise(sd=config.noise_sd, df=config.noise_df) if config.noise_sd else None
     return pool(groups, known)
 
 
-def _differences(history: History, kind: str, noise: Noise) -> Iterator[Difference]:
+def _differences(history: History, views: Sequence[_View], noise: Noise) -> Iterator[Difference]:
     """Every candidate against the incumbent of its time."""
     bases = {e.candidate.commit: e for e in history.entries() if e.candidate}
     for round_ in history.rounds:
         base = bases.get(round_.base) or history.find(BASELINE)
-        if base is None or not _of(base, kind):
-            continue
-        standing = _sample(base, kind, len(base.trials))
-        for entry in round_.entries.values():
-            if entry is not base and _of(entry, kind):
-                yield difference(_sample(entry, kind, 1), standing, noise, history.direction)
+        for kind in dict.fromkeys(view.kind for view in views):
+            if base is None or not _of(base, kind):
+                continue
+            standing = _sample(base, kind, len(base.trials))
+            for entry in round_.entries.values():
+                if entry is not base and _of(entry, kind):
+                    yield difference(_sample(entry, kind, 1), standing, noise, history.direction)
 
 
-def _significant(config: DecideConfig) -> Significant:
+def _significant(config: DecideConfig, *, validated: bool = False) -> Significant:
+    """The rule; a validation takes the place of the looks, with all of alpha to spend."""
+    looks = (
+        () if validated else tuple(Look(keep=x.keep, fresh=x.fresh, ahead=x.ahead, share=x.share) for x in config.looks)
+    )
     return Significant(
         alpha=config.alpha,
-        looks=tuple(Look(keep=x.keep, fresh=x.fresh, ahead=x.ahead, share=x.share) for x in config.looks),
+        looks=looks,
         replicates=config.replicates,
         controls=config.controls,
         incumbent_trials=config.incumbent_trials,

@@ -1,15 +1,18 @@
-"""A round's trials: submitted together, watched together, found again after a crash.
+"""The trials of open rounds: submitted together, watched together, found again after a crash.
 
 Intent is journaled before an array is submitted and its job id after. A submission of which only the intent is known
 is *in doubt*, whether its controller died or Slurm did not answer: it is looked for by its name until it is found, or
 until it could not be on its way any more. So no array is submitted twice and none is lost. A trial whose outcome says
 nothing of its candidate is dropped, and another trial follows.
+
+An array holds trials of one round and one tier. What does not fit on a tier beside the trials that are under way there
+waits here; only an array that has the tier for itself may be larger, since Slurm then holds back what is too much.
 """
 
 import logging
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from autoresearch_hpc import collect
@@ -26,6 +29,7 @@ from autoresearch_hpc.pacing import Pacing
 from autoresearch_hpc.records import Status, TrialResult, TrialSpec, from_json, to_json, trial_id
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.tiers import Tiers
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ _UNHEARD = JobState("UNKNOWN", ended=True)
 
 
 class Fanout:
-    """Trains the candidates of one round at a time."""
+    """Trains the candidates of one round, or of several at a time."""
 
     def __init__(
         self,
@@ -52,14 +56,14 @@ class Fanout:
         view: View,
         stop: StopRequest,
     ) -> None:
-        self._config, self._layout = config.cluster, layout
+        self._config, self._layout, self._tiers = config.cluster, layout, Tiers.of(config)
         self._wall_limit_s = config.task.wall_limit_s
         self._record, self._history, self._verify = ledger.record, ledger.history, ledger.verify
         self._cluster, self._specs, self._budget, self._view, self._stop = cluster, specs, budget, view, stop
         self._on_slurm = cluster.name == "slurm"
         self._inbox = collect.Inbox(layout.inbox, config.cluster.poll_s)
         self._pacing = Pacing(patience_s=60 * config.cluster.patience_min)
-        outstanding = self._history.rounds[-1].outstanding if self._history.rounds else []
+        outstanding = self._history.outstanding
         self._unread = {t.id for t in outstanding}  # an earlier controller may have taken the announcement
         self._strangers = set() if cluster.durable else {t.id for t in outstanding}  # its job ids mean nothing here
         self._missing_since: dict[str, float] = {}
@@ -68,63 +72,77 @@ class Fanout:
         self._cancelling: set[str] = set()
         self._uncharged = {t.id: t.job for t in self._history.trials() if t.result and t.job and t.gpu_s is None}
 
-    def train(self, round_: Round) -> None:
-        """Submit and collect until every candidate has a result.
+    def train(self, *rounds: Round, until: Callable[[], bool] = lambda: False) -> None:
+        """Submit and collect until one of the rounds, oldest first, has all of its results, or until `until` says so.
 
-        Raises ClusterError where the cluster refuses, does not answer for too long, or loses every trial of the round.
+        Raises ClusterError where the cluster refuses, does not answer for too long, or loses every trial of a round.
         """
-        if round_.judged:
-            return
-        for trial in round_.trials:
-            if trial.result and trial.dropped is None:
-                self._drop_if_void(round_, trial)
-        while not round_.complete:
-            self._resolve(round_)
-            self._submit(round_)
-            self._collect(round_)
+        for trial in [t for round_ in rounds for t in round_.trials if t.result and t.dropped is None]:
+            self._drop_if_void(trial)
+        while not any(round_.complete for round_ in rounds) and not until():
+            for round_ in rounds:
+                self._resolve(round_)
+                self._submit(round_)
+            self._collect()
             self._charge()
             self._stop.check()
-            if round_.outstanding:
+            if self._history.outstanding:
                 time.sleep(self._config.poll_s if self._on_slurm else _LOCAL_POLL_S)
             elif not self._pacing.due:
                 time.sleep(_LOCAL_POLL_S)
-        self._require_one(round_)
+        for round_ in rounds:
+            if round_.complete:
+                self._require_one(round_)
 
     # submitting
 
     def _submit(self, round_: Round) -> None:
-        """All trials that are missing: in one array, or as few as limits and the budget allow."""
-        while self._pacing.due and (waiting := self._missing(round_)):
-            room = self._budget.room(self._history)
-            fitting = waiting if room.trials is None else waiting[: room.trials]
-            if not fitting:
-                if not round_.outstanding:
-                    self._shrink(round_, room.cap)
-                return
-            size = min(self._cluster.max_array, self._pacing.size or len(fitting))
-            self._launch(round_, dict(fitting[:size]))
+        """All trials that are missing: an array for each tier, or as few as limits and the budget allow."""
+        for tier in dict.fromkeys(want.tier for want in round_.missing):
+            while self._pacing.due and (waiting := self._missing(round_, tier)):
+                room = self._budget.room(self._history)
+                fitting = waiting if room.trials is None else waiting[: room.trials]
+                if not fitting:
+                    if not self._history.outstanding:
+                        self._shrink(round_, tier, room.cap)
+                    break
+                free = self._free(tier, len(fitting))
+                if not free:
+                    break
+                size = min(self._cluster.max_array, self._pacing.size or free, free)
+                self._launch(round_, tier, dict(fitting[:size]))
 
-    def _missing(self, round_: Round) -> list[tuple[str, Entry]]:
+    def _free(self, tier: str, wanted: int) -> int:
+        """How many of these trials may go into the tier's queue now."""
+        slots = self._tiers.slots.get(tier)
+        under_way = sum(trial.tier == tier for trial in self._history.outstanding)
+        if slots is None or not under_way:
+            return wanted
+        return max(0, min(wanted, slots + self._config.backlog - under_way))
+
+    def _missing(self, round_: Round, tier: str) -> list[tuple[str, Entry]]:
         """Ids of the trials to submit: of one that has not been in a queue yet, or a further one."""
         free = [t for t in round_.trials if t.dropped is None and not t.job_name and not t.result]
         missing = []
-        for candidate, count in round_.missing.items():
-            entry = self._history.entry(candidate)
-            again = [t.id for t in free if t.candidate == candidate]
-            new = (trial_id(candidate, len(entry.trials) + i) for i in range(count - len(again)))
+        for want, count in round_.missing.items():
+            if want.tier != tier:
+                continue
+            entry = self._history.entry(want.candidate)
+            again = [t.id for t in free if t.want == want]
+            new = (trial_id(want.candidate, len(entry.trials) + i) for i in range(count - len(again)))
             missing += [(id_, entry) for id_ in (*again, *new)]
         return missing
 
-    def _launch(self, round_: Round, part: Mapping[str, Entry]) -> None:
+    def _launch(self, round_: Round, tier: str, part: Mapping[str, Entry]) -> None:
         """One array; the pacing hears whether it went into the queue."""
         trials = list(part)
         for id_, entry in part.items():
             assert entry.candidate
-            self._specs.write(entry.candidate, id_)
+            self._specs.write(entry.candidate, id_, tier or self._config.tier)
         job_name = f"{self._history.tag}-{self._history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
-        submission = self._submission(round_, job_name, trials, self._avoid(part.values()))
+        submission = self._submission(round_, job_name, trials, tier, self._avoid(part.values()))
         self._stop.check()
-        self._record("submit.intent", round=round_.index, job_name=job_name, trials=trials)
+        self._record("submit.intent", round=round_.index, job_name=job_name, tier=tier, trials=trials)
         try:
             jobs = self._cluster.launch(submission)
         except NoAnswerError as error:
@@ -138,24 +156,27 @@ class Fanout:
             return
         self._record("submit.done", round=round_.index, job_name=job_name, jobs=dict(jobs))
         self._pacing.accepted()
-        _log.info("round=%d array=%s trials=%d submitted", round_.index, job_name, len(part))
+        on = f" tier={tier}" if len(self._tiers.slots) > 1 else ""
+        _log.info("round=%d array=%s%s trials=%d submitted", round_.index, job_name, on, len(part))
 
     def _submission(
-        self, round_: Round, job_name: str, trials: Sequence[str], avoid: tuple[str, ...] = ()
+        self, round_: Round, job_name: str, trials: Sequence[str], tier: str, avoid: tuple[str, ...] = ()
     ) -> Submission:
         array = self._layout.array(round_.index, job_name)
         array.root.mkdir(parents=True, exist_ok=True)
         specs = {id_: self._layout.trial(id_).spec for id_ in trials}
-        return Submission(job_name=job_name, trials=specs, array=array, wall_limit_s=self._wall_limit_s, avoid=avoid)
+        return Submission(
+            job_name=job_name, trials=specs, array=array, tier=tier, wall_limit_s=self._wall_limit_s, avoid=avoid
+        )
 
     def _avoid(self, part: Iterable[Entry]) -> tuple[str, ...]:
         """Nodes that have lost several candidates, and those that have lost one of these."""
         own = {t.node for entry in part for t in entry.trials if t.node and collect.is_nodes_fault(t)}
         return tuple(sorted(own | collect.faulty_nodes(self._history, self._config.max_node_faults)))
 
-    def _shrink(self, round_: Round, cap: str) -> None:
-        left_out = list(round_.missing)
-        self._record("round.shrunk", round=round_.index, candidates=left_out, reason=cap)
+    def _shrink(self, round_: Round, tier: str, cap: str) -> None:
+        left_out = [want.candidate for want in round_.missing if want.tier == tier]
+        self._record("round.shrunk", round=round_.index, tier=tier, candidates=left_out, reason=cap)
         _log.warning("round=%d no further trials of %s: %s", round_.index, ", ".join(left_out), cap)
 
     def _resolve(self, round_: Round) -> None:
@@ -167,7 +188,7 @@ class Fanout:
         if not in_doubt or not self._pacing.due:
             return
         for job_name, trials in in_doubt.items():
-            submission = self._submission(round_, job_name, [t.id for t in trials])
+            submission = self._submission(round_, job_name, [t.id for t in trials], trials[0].tier)
             found = self._cluster.adopt(submission)
             if found is None:
                 self._pacing.unanswered(NoAnswerError(f"squeue does not tell whether {job_name} was submitted"))
@@ -193,9 +214,9 @@ class Fanout:
 
     # collecting
 
-    def _collect(self, round_: Round) -> None:
+    def _collect(self) -> None:
         """Take in what has come; whatever happens to one trial, the others go on."""
-        waiting = round_.outstanding
+        waiting = self._history.outstanding
         known = {t.id: t.job for t in waiting if t.job and t.id not in self._strangers}
         states = self._cluster.poll(known)
         read_now = self._unread | self._inbox.look({t.id for t in waiting})
@@ -203,15 +224,15 @@ class Fanout:
         for trial in waiting:
             state = states.get(trial.id) or self._overdue(trial)
             if trial.id in read_now or (state and state.ended):
-                if result := self._result(round_, trial, state):
-                    self._accept(round_, trial, result)
+                if result := self._result(trial, state):
+                    self._accept(trial, result)
                     continue
             if state and not state.ended:  # an announced result may be none yet: its job was requeued, and may wait
-                self._watch(round_, trial, state)
+                self._watch(trial, state)
         words = {id_: f"{s.word} ({s.reason})" if s.wait is not Wait.turn else s.word for id_, s in states.items()}
         self._view.update(self._history, words)
 
-    def _result(self, round_: Round, trial: Trial, state: JobState | None) -> TrialResult | None:
+    def _result(self, trial: Trial, state: JobState | None) -> TrialResult | None:
         """The trial's result if it is final: its own, or one made up once its job has ended without."""
         paths = self._layout.trial(trial.id)
         result = collect.read_result(paths, self._history.tag, trial.id)
@@ -224,11 +245,11 @@ class Fanout:
             return None
         holder = collect.claimant(paths)
         if holder and holder != trial.job and self._cluster.durable:  # an sbatch given up for lost came first after all
-            self._record("submit.done", round=round_.index, job_name=trial.job_name, jobs={trial.id: holder})
+            self._record("submit.done", round=trial.round, job_name=trial.job_name, jobs={trial.id: holder})
             self._missing_since.pop(trial.id)
             return None
         spec = from_json(TrialSpec, read_json(paths.spec))
-        job_log = self._layout.array(round_.index, trial.job_name or "").log(trial.job or "")
+        job_log = self._layout.array(trial.round, trial.job_name or "").log(trial.job or "")
         return collect.missing_result(spec, trial, state, paths, job_log)
 
     def _grace_s(self, state: JobState) -> float:
@@ -245,16 +266,16 @@ class Fanout:
         begun = collect.started_at(self._layout.trial(trial.id))
         return _UNHEARD if begun and (datetime.now(UTC) - begun).total_seconds() > limit_s else None
 
-    def _watch(self, round_: Round, trial: Trial, state: JobState) -> None:
+    def _watch(self, trial: Trial, state: JobState) -> None:
         """Say what a trial waits for if that may never come, and give it up in the end."""
         if state.wait is Wait.turn:
             self._stuck_since.pop(trial.id, None)
             return
         limit_s = 0.0 if state.wait is Wait.failed else 60 * self._config.stuck_limit_min
-        if (round_.index, state.reason) not in self._stuck_told:
-            self._stuck_told.add((round_.index, state.reason))
+        if (trial.round, state.reason) not in self._stuck_told:
+            self._stuck_told.add((trial.round, state.reason))
             _log.warning(
-                "round=%d trial=%s waits: %s; given up after %.0f s", round_.index, trial.id, state.reason, limit_s
+                "round=%d trial=%s waits: %s; given up after %.0f s", trial.round, trial.id, state.reason, limit_s
             )
         since = self._stuck_since.setdefault(trial.id, time.monotonic())
         if trial.given_up is None and time.monotonic() - since >= limit_s:
@@ -267,7 +288,7 @@ class Fanout:
             except ClusterError as error:
                 _log.warning("%s", error)
 
-    def _accept(self, round_: Round, trial: Trial, result: TrialResult) -> None:
+    def _accept(self, trial: Trial, result: TrialResult) -> None:
         self._record("trial.done", trial=trial.id, result=to_json(result))
         self._inbox.clear(trial.id)
         self._pacing.one_ended()
@@ -286,17 +307,17 @@ class Fanout:
             value,
             cause,
         )
-        self._drop_if_void(round_, trial)
+        self._drop_if_void(trial)
 
-    def _drop_if_void(self, round_: Round, trial: Trial) -> None:
+    def _drop_if_void(self, trial: Trial) -> None:
         """Drop a trial whose outcome says nothing of its candidate, so that another follows, if one fits the budget."""
-        result = trial.result
+        result, round_ = trial.result, self._history.rounds[trial.round]
         assert result
-        lost = [t for t in round_.trials if t.candidate == trial.candidate and t.dropped is not None]
+        lost = [t for t in round_.trials if t.want == trial.want and t.dropped is not None]
         tried = sum(not t.cancelled for t in lost)
         if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
             self._record("trial.dropped", trial=trial.id, reason="cancelled when the controller was interrupted")
-        elif collect.is_infrastructure(result) and tried < self._config.max_retries * round_.needed[trial.candidate]:
+        elif collect.is_infrastructure(result) and tried < self._config.max_retries * round_.needed[trial.want]:
             if self._budget.room(self._history).fits(1):
                 self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
 
@@ -338,15 +359,19 @@ class Fanout:
 
         Returns the trials that were cancelled.
         """
-        if self._stop.signal != signal.SIGINT or not self._history.rounds:
+        if self._stop.signal != signal.SIGINT:
             return []
-        round_ = self._history.rounds[-1]
-        trials = round_.outstanding
+        trials = self._history.outstanding
         jobs = {t.id: t.job for t in trials if t.job}
+        unknown: dict[str, list[Trial]] = {}
+        for trial in trials:
+            if trial.job_name and (not trial.job or trial.id in self._strangers):
+                unknown.setdefault(trial.job_name, []).append(trial)
         try:
-            for name in {t.job_name for t in trials if t.job_name and (not t.job or t.id in self._strangers)}:
-                ids = [t.id for t in trials if t.job_name == name]
-                jobs |= self._cluster.adopt(self._submission(round_, name, ids)) or {}
+            for name, mine in unknown.items():
+                round_ = self._history.rounds[mine[0].round]
+                submission = self._submission(round_, name, [t.id for t in mine], mine[0].tier)
+                jobs |= self._cluster.adopt(submission) or {}
             self._verify()
             self._view.note(f"asking the cluster to cancel {len(jobs)} trials")
             self._cluster.cancel(jobs)

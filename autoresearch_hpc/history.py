@@ -7,17 +7,18 @@ appends, so that a resumed run and one that never stopped are in the same state.
     run.resumed     pid, host
     agent.calling   call, at_most_usd: an agent asks an endpoint or runs a program, or does so again; what it may cost
     agent.called    call, usd, prompt_tokens, answer_tokens: what it has cost; its answer is in the run's directory
-    round.proposed  round, base, proposals {candidate id: proposal}
-    round.committed round, candidates [candidate]: one trial of each is wanted
-    trials.wanted   round, stage (array | remeasurement | look N), trials {candidate id: further trials}
-    submit.intent   round, job_name, trials [trial id]
+    round.proposed  round, base, proposals {candidate id: proposal}; again for more of the same round (schedule=async)
+    round.committed round, candidates [candidate], tiers {candidate id: tier}: one trial of each is wanted there
+    trials.wanted   round, stage (array | remeasurement | validation | look N), tier, trials {candidate id: further
+                    trials}
+    submit.intent   round, job_name, tier, trials [trial id]
     submit.done     round, job_name, jobs {trial id: job id}
     submit.refused  round, job_name, trials [trial id], reason: they are not in the queue, and may be submitted again
     trial.given_up  trial, reason, launch_failed: it would never begin; its job is about to be cancelled
     trial.done      trial, result (result.json's content)
     trial.dropped   trial, reason: its outcome says nothing of the candidate; a further trial replaces it
     trial.charged   gpu_s {trial id: GPU-seconds, by the cluster's accounting}
-    round.shrunk    round, candidates [candidate id], reason: the budget has no room for them
+    round.shrunk    round, tier, candidates [candidate id], reason: the budget has no room for them
     round.judged    round, verdicts {candidate id: verdict}, findings {candidate id: comparison}, noise (or null),
                     pool [candidate id]: the near misses, best first, incumbent {candidate, commit, value} (or null),
                     over_baseline: the incumbent's gain (or null: it is the baseline, or cannot be compared now),
@@ -31,7 +32,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.estimates import Effects
@@ -50,6 +51,13 @@ from autoresearch_hpc.records import (
 )
 
 
+class Want(NamedTuple):
+    """Trials that a round needs: of whom, and on which kind of GPU."""
+
+    candidate: str
+    tier: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Trial:
     """One execution: submitted under `job_name`, known to the cluster as `job`.
@@ -62,6 +70,7 @@ class Trial:
     round: int  # that asked for it: an incumbent is run again in later ones
     job_name: str | None
     submitted_at: str
+    tier: str = ""
     job: str | None = None
     result: TrialResult | None = None
     dropped: str | None = None
@@ -70,6 +79,10 @@ class Trial:
     given_up: str | None = None  # why its job was cancelled before it began
     launch_failed: bool = False  # of one given up: whether it was the node's fault
     gpu_s: float | None = None  # by the cluster's accounting
+
+    @property
+    def want(self) -> Want:
+        return Want(self.candidate, self.tier)
 
     @property
     def held_s(self) -> float:
@@ -109,6 +122,7 @@ class Entry:
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
     finding: Comparison | None = None  # against the incumbent, when its round was judged
+    deciding_tier: str = ""  # whose values count before others; empty: the newest do
 
     @property
     def trial(self) -> Trial | None:
@@ -127,16 +141,21 @@ class Entry:
         good = (result for result in results if result.status is Status.OK)
         return next(good, results[-1] if results else None)
 
-    @property
-    def values(self) -> list[float]:
-        """Of all the good trials of one kind, the newest: others do not compare."""
+    def good(self, tier: str = "") -> list[TrialResult]:
+        """The good results of one kind, the newest, since others do not compare: of this tier, if there are any."""
         good = [result for result in self.results if result.metric.value is not None]
-        return [v for result in good if (v := result.metric.value) is not None and result.kind == good[-1].kind]
+        good = [result for result in good if result.tier == tier] or good
+        return [result for result in good if result.kind == good[-1].kind]
 
     @property
-    def kind(self) -> str:
-        """Of the trials whose values count."""
-        return next((result.kind for result in reversed(self.results) if result.metric.value is not None), "")
+    def values(self) -> list[float]:
+        """What the candidate is worth: on the tier that decides, where it has been run there."""
+        return _values(self.good(self.deciding_tier))
+
+    @property
+    def screened(self) -> list[TrialResult]:
+        """Its good results where it was tried first, which every candidate has: what a search can learn from."""
+        return self.good(self.trials[0].tier if self.trials else "")
 
     @property
     def value(self) -> float | None:
@@ -153,8 +172,9 @@ class Round:
     base: str  # the incumbent's commit when the round was proposed
     proposed_at: str
     entries: dict[str, Entry] = field(default_factory=dict)
-    wanted: dict[str, int] = field(default_factory=dict)  # candidate -> results that the array shall bring
-    confirming: dict[str, int] = field(default_factory=dict)  # candidate -> further ones, of the confirmation
+    # results that the round shall bring, the incumbent's controls among them. Where the budget has not room for all,
+    # the first ones run: of a look the best, beside an array the incumbent.
+    needed: dict[Want, int] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)  # of its own candidates, and of the incumbent beside them
     judged: bool = False
@@ -173,25 +193,20 @@ class Round:
         return [trial for trial in self.trials if trial.job_name and trial.result is None]
 
     @property
-    def missing(self) -> dict[str, int]:
-        """Candidate -> trials that it still lacks: neither in a queue, nor in doubt, nor ended."""
-        have = Counter(t.candidate for t in self.trials if t.dropped is None and (t.job_name or t.result))
-        return {c: n for c, wanted in self.needed.items() if (n := wanted - have[c]) > 0}
+    def missing(self) -> dict[Want, int]:
+        """Trials that are still lacking: neither in a queue, nor in doubt, nor ended."""
+        have = Counter(t.want for t in self.trials if t.dropped is None and (t.job_name or t.result))
+        return {want: n for want, wanted in self.needed.items() if (n := wanted - have[want]) > 0}
 
     @property
     def complete(self) -> bool:
         """Whether every result that was wanted is there."""
-        have = Counter(t.candidate for t in self.trials if t.dropped is None and t.result)
-        return all(have[candidate] >= wanted for candidate, wanted in self.needed.items())
+        have = Counter(t.want for t in self.trials if t.dropped is None and t.result)
+        return self.committed and all(have[want] >= wanted for want, wanted in self.needed.items())
 
-    @property
-    def needed(self) -> Mapping[str, int]:
-        """Candidate -> results that the round shall bring, the incumbent's controls among them.
-
-        Where the budget has not room for all, the first ones run: of a look the best, beside an array the incumbent.
-        """
-        array = sorted(self.wanted.items(), key=lambda pair: pair[0] in self.entries)
-        return Counter(self.confirming) + Counter(dict(array))
+    def num_needed(self, candidate: str) -> int:
+        """Results of one candidate, on all tiers."""
+        return sum(count for want, count in self.needed.items() if want.candidate == candidate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +226,7 @@ class History:
     uid: str = ""  # distinguishes runs of the same tag in job names
     start_commit: str = ""
     config_sha256: str = ""
+    deciding_tier: str = ""  # on which a candidate is kept, where that is not the one on which it is tried
     metric: str = "val_bpb"
     direction: Direction = Direction.min
     started_at: str | None = None
@@ -249,6 +265,16 @@ class History:
             raise JournalError(
                 f"damaged journal: event {event.seq} ({event.event}) makes no sense: {what}", REMEDY
             ) from error
+
+    @property
+    def open_rounds(self) -> list[Round]:
+        """Those that are not over, oldest first."""
+        return [round_ for round_ in self.rounds if round_.closed_at is None]
+
+    @property
+    def outstanding(self) -> list[Trial]:
+        """Trials of all open rounds that are in a queue, or may be, and have no result yet."""
+        return [trial for round_ in self.open_rounds for trial in round_.outstanding]
 
     def entries(self) -> Iterator[Entry]:
         """All candidates, in order."""
@@ -293,8 +319,8 @@ class History:
         """Of the candidate's value, by the run's noise; None where nothing is known of that, or there is no value."""
         return self.noise.standard_error(len(entry.values)) if self.noise else None
 
-    def outcomes(self) -> tuple[Outcome, ...]:
-        """What agents hear: every candidate of a judged round."""
+    def outcomes(self, *, unjudged: bool = False) -> tuple[Outcome, ...]:
+        """What agents hear: every candidate of a judged round; also those of others that have a result, if asked."""
         return tuple(
             Outcome(
                 candidate=entry.id,
@@ -302,18 +328,18 @@ class History:
                 proposal=entry.proposal,
                 knobs=entry.candidate.knobs if entry.candidate else {},
                 status=entry.result.status if entry.result else Status.LOST,
-                value=entry.value,
+                value=mean(_values(entry.screened)) if entry.screened else None,
                 verdict=entry.verdict,
                 finding=entry.finding,
                 error=entry.result.error if entry.result else None,
                 fingerprint=entry.candidate.fingerprint if entry.candidate else "",
                 peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
-                num_trials=max(len(entry.values), 1),
-                kind=entry.kind,
+                num_trials=max(len(entry.screened), 1),
+                kind=entry.screened[-1].kind if entry.screened else "",
             )
             for round_ in self.rounds
-            if round_.judged
             for entry in round_.entries.values()
+            if round_.judged or (unjudged and entry.result)
         )
 
     def trials(self) -> Iterator[Trial]:
@@ -330,6 +356,7 @@ class History:
     def _run_started(self, at: str, data: Mapping[str, Any]) -> None:
         self.tag, self.uid, self.start_commit = data["tag"], data["uid"], data["start_commit"]
         self.config_sha256, self.metric = data["config_sha256"], data["metric"]
+        self.deciding_tier = data.get("deciding_tier") or ""
         self.direction, self.started_at = Direction(data["direction"]), at
 
     def _run_resumed(self, at: str, data: Mapping[str, Any]) -> None:
@@ -346,24 +373,28 @@ class History:
         call.prompt_tokens, call.answer_tokens = int(data["prompt_tokens"]), int(data["answer_tokens"])
 
     def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:
-        entries = {id_: Entry(id=id_, proposal=from_json(Proposal, p)) for id_, p in data["proposals"].items()}
-        self.rounds.append(Round(index=data["round"], base=data["base"], proposed_at=at, entries=entries))
+        index = data["round"]
+        if index == len(self.rounds):
+            self.rounds.append(Round(index=index, base=data["base"], proposed_at=at))
+        for id_, payload in data["proposals"].items():
+            entry = Entry(id=id_, proposal=from_json(Proposal, payload), deciding_tier=self.deciding_tier)
+            self.rounds[index].entries[id_] = entry
 
     def _round_committed(self, at: str, data: Mapping[str, Any]) -> None:
         for payload in data["candidates"]:
             candidate = from_json(Candidate, payload)
             self.entry(candidate.id).candidate = candidate
-            self.rounds[candidate.round].wanted[candidate.id] = 1
+            tier = data.get("tiers", {}).get(candidate.id, "")
+            self.rounds[candidate.round].needed[Want(candidate.id, tier)] = 1
 
     def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
-        round_, stage = self.rounds[data["round"]], data["stage"]
-        for id_, count in data["trials"].items():
-            self.entry(id_)
-            if stage.startswith("look"):
-                round_.confirming[id_] = round_.confirming.pop(id_, 0) + count  # the newest look's order is what counts
-            else:
-                round_.wanted[id_] = round_.wanted.get(id_, 0) + count
-        round_.stages.append(stage)
+        round_ = self.rounds[data["round"]]
+        wanted = {Want(id_, data.get("tier", "")): count for id_, count in data["trials"].items()}
+        for want in wanted:
+            self.entry(want.candidate)
+        first = {want: round_.needed.pop(want, 0) + count for want, count in wanted.items()}
+        round_.needed = first | round_.needed
+        round_.stages.append(data["stage"])
 
     def _submit_intent(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
@@ -378,6 +409,7 @@ class History:
             else:
                 name = data["job_name"]
                 trial = Trial(id=id_, candidate=entry.id, round=round_.index, job_name=name, submitted_at=at)
+                trial.tier = data.get("tier", "")
                 entry.trials.append(trial)
                 round_.trials.append(trial)
 
@@ -408,17 +440,16 @@ class History:
     def _round_shrunk(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
         for id_ in data["candidates"]:
-            mine = [trial for trial in round_.trials if trial.candidate == id_]
+            want = Want(id_, data.get("tier", ""))
+            mine = [trial for trial in round_.trials if trial.want == want]
             for trial in [t for t in mine if not t.result]:  # never to be submitted again
                 self.entry(id_).trials.remove(trial)
                 round_.trials.remove(trial)
             ended = [trial for trial in mine if trial.result]
             if ended and all(trial.dropped is not None for trial in ended):
                 ended[-1].dropped = None  # no further one fits: what the last one came to stands
-            counted = sum(trial.dropped is None for trial in ended)
-            round_.wanted[id_] = min(round_.wanted.get(id_, 0), counted)
-            round_.confirming[id_] = counted - round_.wanted[id_]
-            if not counted:
+            round_.needed[want] = sum(trial.dropped is None for trial in ended)
+            if not round_.num_needed(id_):
                 round_.entries.pop(id_, None)
 
     def _round_judged(self, at: str, data: Mapping[str, Any]) -> None:
@@ -450,6 +481,10 @@ class History:
 
     def _run_stopped(self, at: str, data: Mapping[str, Any]) -> None:
         self.stopped = data["reason"]
+
+
+def _values(results: list[TrialResult]) -> list[float]:
+    return [value for result in results if (value := result.metric.value) is not None]
 
 
 def _round_of(candidate: str) -> int:

@@ -147,22 +147,36 @@ def candidates(
     now: datetime,
     max_rows: int | None = None,
 ) -> Columns:
-    """The newest round's candidates and, where it is run again, the incumbent. Of more than max_rows, those that still
-    run and the newest results.
+    """The candidates of the open rounds, else of the newest, and the incumbent where it is run again. Of earlier open
+    rounds only those that still run. Of more than max_rows, those that still run and the newest results.
     """
-    round_ = history.rounds[-1]
-    beside = [history.entry(id_) for id_ in round_.needed if id_ not in round_.entries]
-    rows = [(entry, state_of(entry, watch, states, now)) for entry in (*round_.entries.values(), *beside)]
+    rounds = history.open_rounds or history.rounds[-1:]
+    rows = [
+        (round_, entry, state_of(entry, watch, states, now))
+        for round_ in rounds
+        for entry in _of_round(history, round_)
+    ]
+    rows = [row for row in rows if row[0] is rounds[-1] or _going_on(*row[:2])]
     shown, left_out = rows, 0
     if max_rows is not None and len(rows) > max_rows:
-        order = sorted(range(len(rows)), key=lambda i: (not rows[i][1].running, rows[i][1].value is None, i))
+        order = sorted(range(len(rows)), key=lambda i: (not rows[i][2].running, rows[i][2].value is None, i))
         shown = [rows[i] for i in sorted(order[: max_rows - 1])]
         left_out = len(rows) - len(shown)
-    cells = [_row(entry, state, round_, settings.wall_limit_s) for entry, state in shown]
+    cells = [_row(entry, state, round_, settings.wall_limit_s) for round_, entry, state in shown]
     if left_out:
         cells.append((Text(""), Text(f"and {left_out} more", style="dim"), *(Text("") for _ in range(4))))
     head = ("candidate", "state", "time/limit", "trials", history.metric, "title")
     return Columns(head=head, rows=cells, right={2, 3, 4})
+
+
+def _of_round(history: History, round_: Round) -> list[Entry]:
+    beside = dict.fromkeys(want.candidate for want in round_.needed if want.candidate not in round_.entries)
+    return [*round_.entries.values(), *(history.entry(id_) for id_ in beside)]
+
+
+def _going_on(round_: Round, entry: Entry) -> bool:
+    done = sum(t.candidate == entry.id and t.result is not None and t.dropped is None for t in round_.trials)
+    return done < round_.num_needed(entry.id)
 
 
 def best_lines(summary: Summary) -> Iterator[str]:
@@ -217,7 +231,7 @@ def _row(entry: Entry, state: State, round_: Round, limit_s: float | None) -> tu
     if state.running and limit_s is not None:
         time_ += f"/{formats.clock(limit_s)}"
     done = sum(t.candidate == entry.id and t.result is not None and t.dropped is None for t in round_.trials)
-    trials = f"{done}/{round_.needed.get(entry.id, 1)}"
+    trials = f"{done}/{round_.num_needed(entry.id) or 1}"
     title = one_line(entry.proposal.title) if entry.id in round_.entries else "the incumbent, again"
     return Text(entry.id), word, Text(time_), Text(trials), Text(formats.value(state.value)), Text(title)
 

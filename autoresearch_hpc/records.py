@@ -275,9 +275,10 @@ class SearchState:
     by how much it was ahead.
 
     `failed` are the editable files of the newest judged round's candidates that failed: what a mended version of one
-    starts from (`Proposal.on`). `running` are the proposals of a round that trains while the next one is thought about;
-    empty when a round is asked for. `remaining` says what the budget still has, in words. `effects` is what the results
-    tell of the space's knobs; None while they are too few.
+    starts from (`Proposal.on`). `running` are the proposals that are under way and have no outcome yet: of a round that
+    trains while the next one is thought about, or of all open ones where rounds overlap. `num_proposed` candidates of
+    the round were proposed before; 0 but with schedule=async. `remaining` says what the budget still has, in words.
+    `effects` is what the results tell of the space's knobs; None while they are too few.
     """
 
     index: int
@@ -293,6 +294,7 @@ class SearchState:
     pool: tuple[str, ...] = ()
     failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     running: tuple[Proposal, ...] = ()
+    num_proposed: int = 0
     remaining: tuple[str, ...] = ()
     effects: Effects | None = None
 

@@ -34,6 +34,7 @@ from autoresearch_hpc.screening import Screen
 from autoresearch_hpc.space import Space
 from autoresearch_hpc.specs import SpecWriter, metric
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.tiers import Tiers
 
 _log = logging.getLogger(__name__)
 _NICE = 10
@@ -130,7 +131,6 @@ def _controller(
         tag=tag,
         seed=config.seed,
         task=config.task,
-        tier=config.cluster.tier,
         layout=layout,
         num_threads=place.num_threads,
         data_dir=dataset.root.resolve() if dataset else None,
@@ -140,9 +140,8 @@ def _controller(
     agent = agents.build(replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd)))
     budget = Budget(
         config=config.budget,
-        price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        tiers=Tiers.of(config),
         job_limit_s=place.job_limit_s(config.task.wall_limit_s),
-        max_parallel=config.cluster.max_parallel,
     )
     fanout = Fanout(
         config, layout=layout, ledger=ledger, cluster=place, specs=specs, budget=budget, view=view, stop=stop
@@ -177,6 +176,7 @@ def _record_start(ledger: Ledger, config: Config, layout: RunLayout, repo: Repo,
         start_commit=start,
         metric=decided_by.name,
         direction=decided_by.direction.value,
+        deciding_tier=Tiers.of(config).validates,
         pid=os.getpid(),
         host=socket.gethostname(),
     )

@@ -22,13 +22,12 @@ class SpecWriter:
     tag: str
     seed: int
     task: TaskConfig
-    tier: str
     layout: RunLayout
     num_threads: int | None
     data_dir: Path | None
     data_sha256: str | None
 
-    def write(self, candidate: Candidate, trial: str) -> TrialSpec:
+    def write(self, candidate: Candidate, trial: str, tier: str) -> TrialSpec:
         """Make the trial's directory and its trial.json."""
         paths, src = self.layout.trial(trial), self.layout.src(candidate.id)
         paths.root.mkdir(parents=True, exist_ok=True)
@@ -39,7 +38,7 @@ class SpecWriter:
             trial=trial,
             commit=candidate.commit,
             seed=trial_seed(self.seed, trial),
-            tier=self.tier,
+            tier=tier,
             kind=self.task.kind.value,
             src=str(src),
             trial_dir=str(paths.root),

@@ -66,6 +66,10 @@ class PlannedAgent:
         agent: Agent = self._planned if self._plan.round(state.index).candidates else self._proposer
         return agent.ask(state, k)
 
+    def incremental(self, index: int) -> bool:
+        """Whether a part of round `index` may be asked for, and the rest later."""
+        return not self._plan.round(index).candidates and bool(getattr(self._proposer, "incremental", False))
+
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self._planned.tell(outcomes)
         self._proposer.tell(outcomes)

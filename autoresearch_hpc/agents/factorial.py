@@ -39,6 +39,7 @@ class FactorialAgent(Sampler):
     """Proposes designs; what is left of a wave is filled with random settings of the same neighbourhood."""
 
     origin = "factorial"
+    incremental = False  # a design is a whole wave
 
     def __init__(
         self, space: Space, seed: int, fixed: Knobs, *, allow_repeats: bool = False, design: DesignConfig | None = None

@@ -75,13 +75,29 @@ class GpAgent(Sampler):
     def _chosen(
         self, pool: "Floats", best: float, model: Process, state: SearchState, taken: set[object]
     ) -> Iterator[Setting]:
-        """Of the pool the most promising, and again after it was measured as expected, and so on."""
+        """Of the pool the most promising, and again after it was measured as expected, and so on.
+
+        What is under way is taken to have been measured as expected first.
+        """
         import numpy as np
 
+        pending = [self._place(setting) for setting in self._pending(state)]
+        pool = np.concatenate([np.array(pending).reshape(len(pending), pool.shape[1]), pool])
         points = self._points(pool)
         mean, root = model.mean(points), model.root(points)
         variance = model.signal - (root**2).sum(axis=0)
         left = np.ones(len(pool), dtype=bool)
+
+        def measured(i: int) -> None:
+            nonlocal best, root, variance
+            best = min(best, float(mean[i]))
+            common = model.prior(points, points[i : i + 1])[:, 0] - root.T @ root[:, i]
+            root = np.vstack([root, common / math.sqrt(max(variance[i], 0.0) + model.noise)])
+            variance = variance - root[-1] ** 2
+
+        for i in range(len(pending)):
+            left[i] = False
+            measured(i)
         while left.any():
             promise = np.where(left, _log_improvement(best, mean, variance), -np.inf)
             for i in np.argsort(-promise, kind="stable")[: left.sum()]:
@@ -93,10 +109,7 @@ class GpAgent(Sampler):
             else:
                 return
             yield setting
-            best = min(best, float(mean[i]))
-            common = model.prior(points, points[i : i + 1])[:, 0] - root.T @ root[:, i]
-            root = np.vstack([root, common / math.sqrt(max(variance[i], 0.0) + model.noise)])
-            variance = variance - root[-1] ** 2
+            measured(i)
 
     def _model(self, places: "Floats", values: "Floats") -> Process:
         """Of the outcomes so far; its lengths are those of the newest multiple of _REFIT, so that K=1 is no slower."""
@@ -120,9 +133,13 @@ class GpAgent(Sampler):
         for outcome in self._outcomes:
             setting = self._space.canonical(effective(outcome))
             if setting is not None and outcome.status not in _NO_FAULT:
-                rows.append([fraction(d, setting[name]) for name, d in self._space.domains.items()])
+                rows.append(self._place(setting))
                 values.append(math.nan if outcome.value is None else sign * outcome.value)
         return np.array(rows).reshape(len(rows), len(self._domains)), np.array(values)
+
+    def _place(self, setting: Setting) -> list[float]:
+        """In the unit cube."""
+        return [fraction(domain, setting[name]) for name, domain in self._space.domains.items()]
 
     def _varied(self, rng: Any, parents: "Floats", num: int) -> "Floats":
         """Children of random parents: some knobs a step away, choices drawn anew."""

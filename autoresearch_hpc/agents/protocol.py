@@ -19,7 +19,11 @@ __all__ = ["Agent", "Brief", "Desk", "Farsighted"]
 
 
 class Agent(Protocol):
-    """Proposes edits and hears verdicts; never touches git or Slurm."""
+    """Proposes edits and hears verdicts; never touches git or Slurm.
+
+    One with an attribute `incremental` that is true may be asked for a round in parts, as slots come free
+    (schedule=async): `state.num_proposed` says how many of its candidates there are already. Others are asked once.
+    """
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
         """Up to k proposals for round `state.index`; none ends the run."""

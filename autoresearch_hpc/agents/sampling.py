@@ -21,10 +21,12 @@ class Sampler:
     """Base of the agents that search a space: a subclass only says which settings to consider, in `_settings`.
 
     Every proposal sets all knobs of the space, so it means the same setting on any incumbent. None violates a bound
-    and, unless allow_repeats, none was tried before; within a round no two are the same in any case.
+    and, unless allow_repeats, none was tried before; within a round no two are the same in any case. What is still
+    under way counts as tried.
     """
 
     origin = "sampler"
+    incremental = True
 
     def __init__(self, space: Space, seed: int, fixed: Knobs, *, allow_repeats: bool = False) -> None:
         self._space = space
@@ -65,8 +67,9 @@ class Sampler:
         return ""
 
     def _rng(self, state: SearchState) -> random.Random:
-        """Randomness of one round, the same in every process."""
-        return random.Random(f"{self._seed}/{state.index}/{self.origin}")
+        """Randomness of one round, or of one more part of it, the same in every process."""
+        part = f"/{state.num_proposed}" if state.num_proposed else ""
+        return random.Random(f"{self._seed}/{state.index}{part}/{self.origin}")
 
     def _random_settings(self, state: SearchState, k: int) -> Iterator[Setting]:
         """Random settings; in a space that can be enumerated every setting, in the end."""
@@ -85,7 +88,12 @@ class Sampler:
 
     def _tried(self, state: SearchState) -> set[object]:
         past: Iterable[Knobs] = (effective(outcome) for outcome in self._outcomes)
-        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs])}
+        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs], self._pending(state))}
+
+    def _pending(self, state: SearchState) -> list[Setting]:
+        """Settings of the space that are under way: no value is known of them yet."""
+        running = ({**state.incumbent_knobs, **proposal.knobs} for proposal in state.running)
+        return [setting for knobs in running if (setting := self._space.canonical(knobs)) is not None]
 
     def _key(self, knobs: Knobs) -> object:
         """What makes two settings the same: the space's knobs as the space would write them."""

@@ -67,7 +67,16 @@ class TpeAgent(Sampler):
             optuna.trial.create_trial(params=params, distributions=distributions, value=value)
             for params, value in self._history(state.direction)
         )
+        study.add_trials(
+            optuna.trial.create_trial(
+                params=self._params(setting), distributions=distributions, state=optuna.trial.TrialState.RUNNING
+            )
+            for setting in self._pending(state)
+        )
         return study
+
+    def _params(self, setting: Setting) -> dict[str, Any]:
+        return {name: _to_model(domain, setting[name]) for name, domain in self._space.domains.items()}
 
     def _history(self, direction: Direction) -> list[tuple[dict[str, Any], float]]:
         """Past settings inside the space, as the model knows them, with values to minimize.
@@ -82,8 +91,7 @@ class TpeAgent(Sampler):
             setting = self._space.canonical(effective(outcome))
             if setting is None or outcome.status in _NO_FAULT:
                 continue
-            params = {name: _to_model(domain, setting[name]) for name, domain in self._space.domains.items()}
-            history.append((params, worst if outcome.value is None else sign * outcome.value))
+            history.append((self._params(setting), worst if outcome.value is None else sign * outcome.value))
         return history
 
 

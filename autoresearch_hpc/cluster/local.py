@@ -1,5 +1,7 @@
 """Trials on this machine, through submitit's local controller: at most `max_parallel` at once, one GPU each.
 
+Each tier has slots of its own. Where there are GPUs, they are the ones whose name has the tier's gres in it.
+
 Waiting trials are kept here and started by `poll`. Running ones outlive the controller; `adopt` finds them by the
 claims that their workers left.
 """
@@ -24,6 +26,7 @@ from autoresearch_hpc.cluster.protocol import (
     worker_command,
 )
 from autoresearch_hpc.config import ClusterConfig
+from autoresearch_hpc.errors import require
 from autoresearch_hpc.files import read_json, write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Status
@@ -38,8 +41,23 @@ _MARGIN_S = 120.0
 
 
 @dataclass(slots=True)
+class _Pool:
+    """A tier's slots."""
+
+    num_slots: int
+    gpus: list[str]  # as CUDA_VISIBLE_DEVICES names them; none: trials run on the CPU
+    free_gpus: list[str]
+    num_running: int = 0
+
+    @property
+    def free(self) -> bool:
+        return self.num_running < self.num_slots and bool(self.free_gpus or not self.gpus)
+
+
+@dataclass(slots=True)
 class _Running:
     spec: Path
+    pool: _Pool
     gpu: str | None  # as CUDA_VISIBLE_DEVICES names it
     pid: int  # of submitit's parent process, or of an adopted worker; 0: on another host
     process: "subprocess.Popen[bytes] | None" = None
@@ -60,12 +78,9 @@ class LocalCluster:
 
     def __init__(self, config: ClusterConfig, pass_env: Sequence[str] = ()) -> None:
         self._pass_env = pass_env
-        gpus = visible_gpus()
-        cores = len(os.sched_getaffinity(0))
-        self._slots = config.max_parallel or len(gpus) or max(1, cores // 2)
-        self._gpus = gpus[: self._slots]
-        self._free_gpus = list(self._gpus)
-        self.num_threads: int | None = config.cpus or max(1, cores // self._slots)
+        self._pools = _pools(config)
+        slots, cores = sum(pool.num_slots for pool in self._pools.values()), len(os.sched_getaffinity(0))
+        self.num_threads: int | None = config.cpus or max(1, cores // slots)
         self._python = config.python or shlex.quote(sys.executable)
         self._setup = list(config.setup)
         self._waiting: dict[str, tuple[Submission, Path]] = {}
@@ -92,15 +107,19 @@ class LocalCluster:
             claim = _claim(spec)
             if claim is None:
                 continue
-            self._running[trial] = self._adopted(spec, claim)
+            self._adopt(trial, self._pool(submission.tier), spec, claim)
             found[trial] = f"local:{trial}"
         return found
 
-    def _adopted(self, spec: Path, claim: Mapping[str, object]) -> _Running:
+    def _adopt(self, trial: str, pool: _Pool, spec: Path, claim: Mapping[str, object]) -> None:
         gpu = str(claim.get("visible") or "") or None
-        if gpu in self._free_gpus:
-            self._free_gpus.remove(gpu)
-        return _Running(spec=spec, gpu=gpu, pid=_pid(claim))
+        if gpu in pool.free_gpus:
+            pool.free_gpus.remove(gpu)
+        pool.num_running += trial not in self._running
+        self._running[trial] = _Running(spec=spec, pool=pool, gpu=gpu, pid=_pid(claim))
+
+    def _pool(self, tier: str) -> _Pool:
+        return self._pools.get(tier) or next(iter(self._pools.values()))
 
     def poll(self, jobs: Mapping[str, str]) -> Mapping[str, JobState]:
         for trial, running in list(self._running.items()):
@@ -112,11 +131,13 @@ class LocalCluster:
     def _release(self, trial: str, running: _Running) -> None:
         """The process has ended, but it may have left at once because an earlier controller's worker has the trial."""
         del self._running[trial]
-        if running.gpu in self._gpus and running.gpu not in self._free_gpus:
-            self._free_gpus.append(running.gpu)
+        pool = running.pool
+        pool.num_running -= 1
+        if running.gpu in pool.gpus and running.gpu not in pool.free_gpus:
+            pool.free_gpus.append(running.gpu)
         claim = _claim(running.spec)
         if claim and _is_worker(_pid(claim), running.spec):
-            self._running[trial] = self._adopted(running.spec, claim)
+            self._adopt(trial, pool, running.spec, claim)
 
     def _state(self, trial: str) -> JobState:
         if trial in self._waiting:
@@ -138,12 +159,14 @@ class LocalCluster:
         return {}
 
     def _refill(self) -> None:
-        while self._waiting and len(self._running) < self._slots and (self._free_gpus or not self._gpus):
-            trial = next(iter(self._waiting))
-            submission, spec = self._waiting.pop(trial)
-            gpu = self._free_gpus.pop(0) if self._free_gpus else None
-            process = self._start(submission, spec, gpu)
-            self._running[trial] = _Running(spec=spec, gpu=gpu, pid=process.pid, process=process)
+        for trial, (submission, spec) in list(self._waiting.items()):
+            pool = self._pool(submission.tier)
+            if pool.free:
+                del self._waiting[trial]
+                gpu = pool.free_gpus.pop(0) if pool.free_gpus else None
+                process = self._start(submission, spec, gpu)
+                pool.num_running += 1
+                self._running[trial] = _Running(spec=spec, pool=pool, gpu=gpu, pid=process.pid, process=process)
 
     def _start(self, submission: Submission, spec: Path, gpu: str | None) -> "subprocess.Popen[bytes]":
         # The shell becomes the worker, so that a signal finds it; submitit's own way with setup lines loses signals.
@@ -178,17 +201,47 @@ class LocalCluster:
                 signal.signal(number, handler)
 
 
+def _pools(config: ClusterConfig) -> dict[str, _Pool]:
+    """The slots of each tier. Raises ConfigError where there are GPUs and none is of the tier's kind."""
+    gpus, pools = visible_gpus(), {}
+    names = _gpu_names() if config.tiers and gpus else {}
+    for tier in config.tier_names:
+        own = config.on(tier)
+        mine = list(gpus)
+        if config.tiers and gpus:
+            kind = (own.gres or "").split(":")[1:2]
+            mine = [gpu for gpu in gpus if not kind or kind[0].lower() in names.get(gpu, "").lower()]
+            require(bool(mine), f"no GPU of this machine is left for the tier {tier}", "correct cluster.tiers")
+        num_slots = own.max_parallel or len(mine) or max(1, len(os.sched_getaffinity(0)) // 2)
+        mine = mine[:num_slots]
+        gpus = [gpu for gpu in gpus if gpu not in mine]
+        pools[tier] = _Pool(num_slots=num_slots, gpus=mine, free_gpus=list(mine))
+    return pools
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by index, or by UUID."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = (name.strip() for name in visible.split(","))
         return [name for name in names if name.isdigit() or name.startswith(("GPU-", "MIG-"))]
+    return [str(index) for index in range(len(_list_gpus()))]
+
+
+def _list_gpus() -> list[str]:
+    """One line for each GPU: `GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-...)`."""
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         return []
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines()))]
+    return [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def _gpu_names() -> dict[str, str]:
+    """What nvidia-smi says of each GPU, by its index and by its UUID."""
+    lines = _list_gpus()
+    by_uuid = {line.rpartition("UUID: ")[2].rstrip(")"): line for line in lines}
+    return {**{str(index): line for index, line in enumerate(lines)}, **by_uuid}
 
 
 def _claim(spec: Path) -> dict[str, object] | None:

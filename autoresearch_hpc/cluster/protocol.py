@@ -19,14 +19,15 @@ from autoresearch_hpc.records import Status
 class Submission:
     """Trials that go out together: one job array. `trials` maps trial id -> trial.json, in array order.
 
-    `job_name` is unique to this submission: it is how a lost one is found again. `avoid` names nodes that are not to be
-    used, unless no others are left.
+    `job_name` is unique to this submission: it is how a lost one is found again. `tier` is the kind of GPU that all of
+    them use. `avoid` names nodes that are not to be used, unless no others are left.
     """
 
     job_name: str
     trials: Mapping[str, Path]
     array: ArrayPaths
     wall_limit_s: float
+    tier: str = ""
     avoid: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, object]:

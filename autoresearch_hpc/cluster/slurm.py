@@ -57,15 +57,17 @@ class SlurmCluster:
     def check(self, wall_limit_s: float, folder: Path) -> None:
         require_usable(folder)
         with tempfile.TemporaryDirectory(prefix="autoresearch-check-") as empty:
-            executor = ArrayExecutor(empty, self._pass_env)
-            executor.update_parameters(**self._parameters("autoresearch-check", 1, wall_limit_s))
-            try:
-                executor.test()
-            except (NoRoomError, NoAnswerError) as error:
-                _log.warning("not known whether trials would be accepted: %s", error)
+            for tier in self._config.tier_names:
+                executor = ArrayExecutor(empty, self._pass_env)
+                executor.update_parameters(**self._parameters("autoresearch-check", 1, wall_limit_s, tier))
+                try:
+                    executor.test()
+                except (NoRoomError, NoAnswerError) as error:
+                    _log.warning("not known whether trials would be accepted: %s", error)
 
     def job_limit_s(self, wall_limit_s: float) -> float:
-        return limit_s(self._config.sbatch.get("time")) or 60.0 * self._minutes(wall_limit_s)
+        given = [limit_s(self._config.on(tier).sbatch.get("time")) for tier in self._config.tier_names]
+        return max(limit or 60.0 * self._minutes(wall_limit_s) for limit in given)
 
     def launch(self, submission: Submission) -> Mapping[str, str]:
         submission.array.root.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,8 @@ class SlurmCluster:
     def _submit(self, submission: Submission, avoid: tuple[str, ...]) -> str:
         executor = ArrayExecutor(submission.array.root, self._pass_env)
         count = len(submission.trials)
-        executor.update_parameters(**self._parameters(submission.job_name, count, submission.wall_limit_s, avoid))
+        name, tier = submission.job_name, submission.tier
+        executor.update_parameters(**self._parameters(name, count, submission.wall_limit_s, tier, avoid))
         python = self._config.python or shlex.quote(sys.executable)
         return executor.submit_tasks(worker_command(python, ["--array", str(submission.array.manifest)]), count)
 
@@ -109,9 +112,10 @@ class SlurmCluster:
         return self._config.time_min or math.ceil((wall_limit_s + _WARNING_S + 30) / 60) + 1
 
     def _parameters(
-        self, job_name: str, count: int, wall_limit_s: float, avoid: tuple[str, ...] = ()
+        self, job_name: str, count: int, wall_limit_s: float, tier: str, avoid: tuple[str, ...] = ()
     ) -> dict[str, object]:
-        config, further = self._config, dict(self._config.sbatch)
+        config = self._config.on(tier)
+        further = dict(config.sbatch)
         excluded = [str(further.pop("exclude", None) or config.exclude or ""), *avoid]
         given = {
             "partition": config.partition,

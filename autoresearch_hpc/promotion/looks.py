@@ -5,11 +5,15 @@ the round, not only for those that were run again. So going on with the best alo
 been run again, the largest statistic would pass the look's bound with the chance spent on it, and running fewer can
 only lower that. The looks' chances add up to alpha.
 
+Where a round's trials ran on several kinds of GPU, each candidate is compared with the incumbent's trials on its own
+kind, and the chance is shared out among the kinds by their numbers of candidates; the next look has a single kind.
+
 Source: Magirr, Jaki and Whitehead 2012, "A generalized Dunnett test for multi-arm multi-stage clinical studies with
 treatment selection", Biometrika 99; the looks' bounds by Bonferroni, which costs little and needs no joint integral.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from autoresearch_hpc.promotion.dunnett import critical
 from autoresearch_hpc.promotion.effects import Prior, shrink
@@ -20,7 +24,13 @@ from autoresearch_hpc.records import Direction
 
 __all__ = ["judge"]
 
-Compared = list[tuple[Sample, Difference]]
+
+class Compared(NamedTuple):
+    """A candidate's difference to the incumbent, both on one kind of GPU, as one of `k` there."""
+
+    sample: Sample
+    observed: Difference
+    k: int
 
 
 def judge(
@@ -31,44 +41,48 @@ def judge(
     candidates: Sequence[Sample],
     direction: Direction,
     prior: Prior | None = None,
+    elsewhere: Sequence[tuple[Sample, Sequence[Sample]]] = (),
 ) -> Judgement:
     """The judgement after `look` small arrays, 0 being the round's own array.
 
     `candidates` are always all of the round's, `incumbent` has every value that it ever earned, this round's controls
-    included, and `noise` knows what they told. With `prior` the findings carry shrunk effects.
+    included, and `noise` knows what they told. `elsewhere` has the same for each further kind of GPU: the incumbent
+    there, and the candidates that ran there only. With `prior` the findings carry shrunk effects.
     """
-    compared = _compare(rule, incumbent, candidates, noise, direction)
-    still_in = [(s, d) for s, d in compared if len(s.fresh) > sum(each.fresh for each in rule.looks[: look - 1])]
+    groups = [(incumbent, candidates), *elsewhere]
+    compared = [found for group in groups for found in _compare(rule, *group, noise, direction)]
+    compared.sort(key=lambda found: -found.observed.gain)  # stable: ties stay in order
+    everyone = [sample for _, samples in groups for sample in samples]
+    still_in = [c for c in compared if len(c.sample.fresh) > sum(each.fresh for each in rule.looks[: look - 1])]
     still_in = still_in if look else compared
-    passing = [s.candidate for s, d in still_in if _passes(rule, look, d, len(compared), noise)]
+    passing = [c.sample.candidate for c in still_in if _passes(rule, look, c, len(compared), noise)]
     promote = passing[0] if passing else None
     calls = dict.fromkeys(passing, Call.NEAR_MISS) | ({promote: Call.PROMOTE} if promote else {})
     again = [] if promote else _worth_running(rule, look, still_in, noise)
     if again:
         return Judgement(
-            findings=_findings(rule, candidates, compared, dict.fromkeys(again, Call.CONFIRM), noise, prior),
+            findings=_findings(rule, everyone, compared, dict.fromkeys(again, Call.CONFIRM), noise, prior),
             again=tuple(again),
             fresh=rule.looks[look].fresh,
             controls=rule.controls_at_look(incumbent),
         )
-    near = [s.candidate for s, d in compared if s.fresh and d.gain > 0 and d.t >= rule.near_miss]
+    near = [s.candidate for s, d, _ in compared if s.fresh and d.gain > 0 and d.t >= rule.near_miss]
     calls = dict.fromkeys(near, Call.NEAR_MISS) | calls
     if not promote and (simpler := _simpler(rule, compared, noise)):
         promote, calls[simpler] = simpler, Call.SIMPLER
     return Judgement(
-        findings=_findings(rule, candidates, compared, calls, noise, prior),
+        findings=_findings(rule, everyone, compared, calls, noise, prior),
         promote=promote,
-        pool=tuple(s.candidate for s, _ in compared if calls.get(s.candidate) is Call.NEAR_MISS),
+        pool=tuple(s.candidate for s, _, _ in compared if calls.get(s.candidate) is Call.NEAR_MISS),
     )
 
 
 def _compare(
     rule: Significant, incumbent: Sample, candidates: Sequence[Sample], noise: Noise, direction: Direction
-) -> Compared:
-    """Everyone who has a score and keeps to the memory cap, best first."""
+) -> list[Compared]:
+    """Everyone who has a score and keeps to the memory cap; of equals the simpler first."""
     eligible = [s for s in sorted(candidates, key=tie_break) if s.all and not _too_large(rule, s)]
-    pairs = [(s, difference(s, incumbent, noise, direction, rule.price_per_gb)) for s in eligible]
-    return sorted(pairs, key=lambda pair: -pair[1].gain)  # stable: ties stay in order
+    return [Compared(s, difference(s, incumbent, noise, direction, rule.price_per_gb), len(eligible)) for s in eligible]
 
 
 def _too_large(rule: Significant, sample: Sample) -> bool:
@@ -76,26 +90,28 @@ def _too_large(rule: Significant, sample: Sample) -> bool:
     return cap is not None and peak is not None and peak > cap
 
 
-def _passes(rule: Significant, look: int, observed: Difference, k: int, noise: Noise) -> bool:
+def _passes(rule: Significant, look: int, found: Compared, num_compared: int, noise: Noise) -> bool:
+    observed = found.observed
     if not noise.known or observed.gain <= 0 or observed.gain < rule.min_delta:
         return False
-    return observed.t > critical(rule.spend(look), k, observed.n, observed.n0, noise.df)
+    spend = rule.spend(look) * found.k / num_compared
+    return observed.t > critical(spend, found.k, observed.n, observed.n0, noise.df)
 
 
-def _worth_running(rule: Significant, look: int, still_in: Compared, noise: Noise) -> list[str]:
+def _worth_running(rule: Significant, look: int, still_in: Sequence[Compared], noise: Noise) -> list[str]:
     """Who goes to the next look. While the noise is unknown, being ahead at all is enough."""
     if look == len(rule.looks):
         return []
     following = rule.looks[look]
-    ahead = [s.candidate for s, d in still_in if d.gain > 0 and (d.t >= following.ahead or not noise.known)]
+    ahead = [s.candidate for s, d, _ in still_in if d.gain > 0 and (d.t >= following.ahead or not noise.known)]
     chosen = ahead[: following.keep]
     if rule.simplify:  # the best that removes code and may be as good goes along
-        shorter = [s.candidate for s, d in still_in if s.net_lines < 0 and d.gain + rule.simplify_margin > 0]
+        shorter = [s.candidate for s, d, _ in still_in if s.net_lines < 0 and d.gain + rule.simplify_margin > 0]
         chosen += [name for name in shorter[:1] if name not in chosen]
     return chosen
 
 
-def _simpler(rule: Significant, compared: Compared, noise: Noise) -> str | None:
+def _simpler(rule: Significant, compared: Sequence[Compared], noise: Noise) -> str | None:
     """What removes most code among those shown to be worse by less than the margin, corrected for their number.
 
     An error rate of its own, alpha: it is another claim, and is tested once, when the round ends (until the last look
@@ -103,7 +119,7 @@ def _simpler(rule: Significant, compared: Compared, noise: Noise) -> str | None:
     """
     if not rule.simplify or not noise.known:
         return None
-    family = [(s, d.shifted(rule.simplify_margin)) for s, d in compared if s.net_lines < 0]
+    family = [(s, d.shifted(rule.simplify_margin)) for s, d, _ in compared if s.net_lines < 0]
     proven = [s for s, d in family if s.fresh and d.t > critical(rule.alpha, len(family), d.n, d.n0, noise.df)]
     return min(proven, key=tie_break).candidate if proven else None
 
@@ -111,17 +127,17 @@ def _simpler(rule: Significant, compared: Compared, noise: Noise) -> str | None:
 def _findings(
     rule: Significant,
     candidates: Sequence[Sample],
-    compared: Compared,
+    compared: Sequence[Compared],
     calls: Mapping[str, Call],
     noise: Noise,
     prior: Prior | None,
 ) -> tuple[Finding, ...]:
     """One for every candidate, in the order given."""
-    differences = {s.candidate: d for s, d in compared}
+    by_candidate = {found.sample.candidate: found for found in compared}
     findings = []
     for sample in candidates:
-        observed = differences.get(sample.candidate)
-        if observed is None:
+        found = by_candidate.get(sample.candidate)
+        if found is None:
             call = Call.TOO_LARGE if sample.all else Call.FAILED
             findings.append(Finding(candidate=sample.candidate, call=call))
             continue
@@ -129,10 +145,11 @@ def _findings(
             Finding(
                 candidate=sample.candidate,
                 call=calls.get(sample.candidate, Call.DISCARD),
-                difference=observed,
+                difference=found.observed,
                 k=len(compared),
+                k_alike=found.k,
                 df=noise.df,
-                effect=shrink(observed, prior, noise) if prior else None,
+                effect=shrink(found.observed, prior, noise) if prior else None,
             )
         )
     return tuple(findings)

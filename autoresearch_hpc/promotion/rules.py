@@ -81,16 +81,21 @@ class Call(StrEnum):
     DISCARD = "discard"
     FAILED = "no score"
     TOO_LARGE = "over the memory cap"
+    SCREENED_OUT = "screened out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One candidate's comparison with the incumbent, one of `k`, and what came of it."""
+    """One candidate's comparison with the incumbent, one of `k`, and what came of it.
+
+    `k_alike` of these ran on the same kind of GPU; None where all did.
+    """
 
     candidate: str
     call: Call
     difference: Difference | None = None
     k: int = 0
+    k_alike: int | None = None
     df: float = 0.0
     effect: Effect | None = None  # what to report: shrunk for selection
 
@@ -99,7 +104,8 @@ class Finding:
         """The chance of so large a lead, or a larger one, for any of the k, if none were better."""
         if self.difference is None or not self.df:
             return None
-        return p_value(self.difference.t, self.k, self.difference.n, self.difference.n0, self.df)
+        k = self.k_alike or self.k
+        return min(1.0, p_value(self.difference.t, k, self.difference.n, self.difference.n0, self.df) * self.k / k)
 
     @property
     def record(self) -> Comparison:

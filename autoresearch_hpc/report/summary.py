@@ -202,10 +202,9 @@ def _best(entries: Iterable[Entry], direction: Direction) -> Entry | None:
 
 
 def _leading(history: History) -> Entry | None:
-    """The best of a round that is still going on, where it beats the incumbent."""
-    if not history.rounds or history.rounds[-1].judged:
-        return None
-    entry = _best(history.rounds[-1].entries.values(), history.direction)
+    """The best of the rounds that are still going on, where it beats the incumbent."""
+    going_on = [entry for round_ in history.rounds if not round_.judged for entry in round_.entries.values()]
+    entry = _best(going_on, history.direction)
     if entry is None or entry.value is None:
         return None
     best = history.entry(history.incumbent.candidate).value if history.incumbent else None

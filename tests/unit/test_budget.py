@@ -11,6 +11,7 @@ from autoresearch_hpc.config import BudgetConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.history import History
 from autoresearch_hpc.records import Status
+from autoresearch_hpc.tiers import Tiers
 
 HOUR = 3600.0
 
@@ -38,8 +39,11 @@ def _phases(total_s: float) -> Any:
 
 
 def budget(price: float = 0.0, max_parallel: int | None = None, job_limit_s: float = HOUR, **caps: Any) -> Budget:
-    config = BudgetConfig(**caps)
-    return Budget(config=config, price_per_gpu_hour=price, job_limit_s=job_limit_s, max_parallel=max_parallel)
+    return Budget(config=BudgetConfig(**caps), tiers=one_tier(price, max_parallel), job_limit_s=job_limit_s)
+
+
+def one_tier(price: float, max_parallel: int | None = None) -> Tiers:
+    return Tiers(slots={"": max_parallel}, prices={"": price}, screens=("",))
 
 
 def reason(history: History, price: float = 0.0, **caps: Any) -> str | None:
@@ -47,12 +51,12 @@ def reason(history: History, price: float = 0.0, **caps: Any) -> str | None:
 
 
 def test_what_was_used(run: FakeRun) -> None:
-    amount = used(spend(run, 1.0, 0.5), 4.0)
+    amount = used(spend(run, 1.0, 0.5), one_tier(4.0))
     assert (amount.trials, amount.gpu_hours, amount.usd, amount.wall_hours) == (2, 1.5, 6.0, 2.0)
 
 
 def test_nothing_is_used_at_first() -> None:
-    amount = used(History(), 4.0)
+    amount = used(History(), one_tier(4.0))
     assert (amount.trials, amount.gpu_hours, amount.usd, amount.wall_hours) == (0, 0, 0, 0)
 
 
@@ -62,13 +66,13 @@ def test_failed_and_dropped_trials_cost_as_well(run: FakeRun) -> None:
     run.event("trial.dropped", trial=trial, reason="lost")
     run.event("submit.intent", round=0, job_name="again", trials=["r00-c00-t1"])
     run.done("r00-c00-t1", 1.0, total_s=HOUR, phases=_phases(HOUR))
-    assert (used(run.history(), 1.0).trials, used(run.history(), 1.0).usd) == (2, 2.0)
+    assert (used(run.history(), one_tier(1.0)).trials, used(run.history(), one_tier(1.0)).usd) == (2, 2.0)
 
 
 def test_accounting_knows_better_than_the_worker(run: FakeRun) -> None:
     spend(run, 1.0, 0.5)
     run.event("trial.charged", gpu_s={"r00-c01-t0": 2 * HOUR})
-    assert used(run.history(), 4.0).gpu_hours == 3.0
+    assert used(run.history(), one_tier(4.0)).gpu_hours == 3.0
 
 
 def test_without_caps_everything_fits(run: FakeRun) -> None:

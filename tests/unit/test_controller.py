@@ -16,6 +16,7 @@ from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Journal, read
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.records import Outcome, Proposal, SearchState
+from autoresearch_hpc.tiers import Tiers
 
 
 class Listener:
@@ -45,15 +46,16 @@ class Seat:
     def __init__(self, run: FakeRun, journal: Journal, decide: DecideConfig) -> None:
         self.run, self.agent, self.ledger = run, Listener(), Ledger(journal)
         absent: Any = SimpleNamespace()
+        config = Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide)
         self.controller = Controller(
-            Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide),
+            config,
             layout=run.layout,
             ledger=self.ledger,
             repo=SimpleNamespace(working_text=lambda path: f"what {path} says"),  # type: ignore[arg-type]
             agent=self.agent,  # type: ignore[arg-type]
             maker=SimpleNamespace(sources=lambda commit: {"train.py": f"# {commit}"}),  # type: ignore[arg-type]
             fanout=absent,
-            budget=Budget(config=BudgetConfig(), price_per_gpu_hour=0.0, job_limit_s=1.0),
+            budget=Budget(config=BudgetConfig(), tiers=Tiers.of(config), job_limit_s=1.0),
             stop=absent,
         )
 
@@ -83,7 +85,7 @@ def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> Non
     assert state.pool == ("r01-c01",)
     assert state.program == "what program.md says"
     assert state.failed == {}
-    assert state.running == ()
+    assert [proposal.title for proposal in state.running] == ["a"], "round 3 is not judged yet"
     near = next(outcome for outcome in state.outcomes if outcome.candidate == state.pool[0])
     assert near.finding
     assert near.finding.words.startswith("near miss: +0.001500 ± 0.001300, p=0.071 of K=3, expected +0.000900 (")

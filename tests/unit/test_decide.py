@@ -13,8 +13,10 @@ from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.gains import Gain
 from autoresearch_hpc.history import Round
 from autoresearch_hpc.records import Direction, Gpu, Status, to_json
+from autoresearch_hpc.tiers import Tiers
 
 BASELINE = "r00-c00"
+ONE = Tiers(slots={"": None}, prices={"": 0.0}, screens=("",))
 BEST = DecideConfig(rule="best")
 SIGNIFICANT = DecideConfig(noise_sd=0.0005, noise_df=50)  # a known noise: figures can be followed by hand
 
@@ -41,7 +43,7 @@ class Search:
 
     def judge(self, config: DecideConfig) -> decide.Judgement:
         """Judge the newest round and journal it."""
-        judgement = decide.judge(self.history, self.newest, config)
+        judgement = decide.judge(self.history, self.newest, config, ONE)
         standing = self.history.entry(judgement.incumbent) if judgement.incumbent else None
         self.run.event(
             "round.judged",
@@ -66,7 +68,7 @@ class Search:
         return rounds[-1]
 
     def further(self, config: DecideConfig) -> decide.Further | None:
-        return decide.further(self.history, self.newest, config)
+        return decide.further(self.history, self.newest, config, ONE)
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_best_keeps_the_best_number_and_asks_for_nothing_more(search: Search) ->
     search.round("baseline", "a", "b", "c")
     for candidate, value in ((BASELINE, 1.0), ("r00-c01", 0.99), ("r00-c02", 0.98), ("r00-c03", None)):
         search.earn(candidate, value)
-    assert decide.beside(search.history, BEST) == {}
+    assert decide.beside(search.history, BEST, ONE) == {}
     assert search.further(BEST) is None
     judgement = search.judge(BEST)
     assert judgement.incumbent == "r00-c02"
@@ -170,7 +172,7 @@ def test_a_baseline_that_failed_leaves_no_incumbent(search: Search) -> None:
 
 def test_the_baseline_is_run_several_times_and_stands_for_their_mean(search: Search) -> None:
     search.round("baseline")
-    assert decide.beside(search.history, SIGNIFICANT) == {BASELINE: 2}
+    assert decide.beside(search.history, SIGNIFICANT, ONE) == {"": 2}
     search.earn(BASELINE, 1.0, 0.9, 1.1)
     assert search.further(SIGNIFICANT) is None
     judgement = search.judge(SIGNIFICANT)
@@ -180,7 +182,7 @@ def test_the_baseline_is_run_several_times_and_stands_for_their_mean(search: Sea
 
 def test_a_clear_gain_is_kept_at_once(begun: Search) -> None:
     begun.round("a", "b")
-    assert decide.beside(begun.history, SIGNIFICANT) == {}
+    assert decide.beside(begun.history, SIGNIFICANT, ONE) == {}
     begun.earn("r01-c00", 0.99)
     begun.earn("r01-c01", 1.0)
     assert begun.further(SIGNIFICANT) is None
@@ -264,7 +266,7 @@ def test_what_was_gained_on_the_baseline_adds_up_and_is_shrunk_step_by_step(begu
     begun.earn("r01-c00", 0.9930)
     assert begun.judge(SIGNIFICANT).incumbent == "r01-c00"
     begun.round("b")
-    assert decide.beside(begun.history, SIGNIFICANT) == {"r01-c00": 2}
+    assert decide.beside(begun.history, SIGNIFICANT, ONE) == {"": 2}
     begun.want("array", **{"r01-c00": 2})
     begun.earn("r01-c00", 0.9960, 0.9960)  # its first trial was a lucky one
     begun.earn("r02-c00", 0.9880)
@@ -360,7 +362,7 @@ def test_results_of_another_gpu_are_not_compared(begun: Search) -> None:
     begun.earn("r01-c01", 1.0)
     begun.earn("r01-c02", 0.9, **H200)
     for config in (BEST, SIGNIFICANT):
-        judgement = decide.judge(begun.history, begun.newest, config)
+        judgement = decide.judge(begun.history, begun.newest, config, ONE)
         assert judgement.incumbent == BASELINE
         found = judgement.findings["r01-c02"]
         assert found.words == "ran on H200, tier h100, the round's others on H100, tier h100"

@@ -35,6 +35,7 @@ from autoresearch_hpc.records import (
 )
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.tiers import Tiers
 
 PENDING = JobState("PENDING", ended=False)
 COMPLETED = JobState("COMPLETED", ended=True)
@@ -151,14 +152,13 @@ class Bench:
         """As a controller that starts, or starts again, makes it."""
         budget = Budget(
             config=self.config.budget,
-            price_per_gpu_hour=self.config.cluster.price_per_gpu_hour,
+            tiers=Tiers.of(self.config),
             job_limit_s=self.config.task.wall_limit_s,
         )
         specs = SpecWriter(
             tag="tag",
             seed=0,
             task=self.config.task,
-            tier="t",
             layout=self.layout,
             num_threads=None,
             data_dir=None,
@@ -262,7 +262,7 @@ def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(ben
     for part, name in ((ids[:2], "arrived"), (ids[2:], "lost")):
         bench.ledger.record("submit.intent", round=0, job_name=name, trials=part)
         for id_ in part:
-            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_)  # type: ignore[arg-type]
+            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_, "t")  # type: ignore[arg-type]
     bench.cluster.queue["arrived"] = {ids[0]: "7_0", ids[1]: "7_1"}
     for id_ in ids[:2]:
         end_well(bench.layout.trial(id_).spec)
@@ -302,7 +302,7 @@ def test_a_preempted_trial_is_tried_again_though_its_worker_left_a_result(bench:
     bench.cluster.states = {"r00-c00-t0": [PENDING, JobState("PREEMPTED", ended=True, node="n1")]}
     round_ = bench.propose(1)
     fan = bench.fanout()
-    fan._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0")  # type: ignore[arg-type]
+    fan._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0", "t")  # type: ignore[arg-type]
     paths = bench.layout.trial("r00-c00-t0")
     end_well(paths.spec)
     good = from_json(TrialResult, read_json(paths.result))
@@ -348,7 +348,7 @@ def test_what_waits_for_ever_is_told_and_given_up_after_the_configured_wait(
     late = bench.layout.trial("r00-c02-t0")
     begun = time.monotonic()
     fan = bench.fanout()
-    fan._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0")  # type: ignore[arg-type]
+    fan._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
     end_well(late.spec)
     with caplog.at_level(logging.WARNING):
         fan.train(round_)
@@ -424,7 +424,7 @@ def test_ten_thousand_trials_cost_one_directory_scan_a_second(
     assert bench.sizes == [4000, 4000, 2000]
     before, begun, looks = len(count()), time.monotonic(), 0
     while time.monotonic() - begun < 4:
-        fan._collect(round_)
+        fan._collect()
         looks += 1
         time.sleep(0.05)
     seen = count()[before:]

@@ -206,7 +206,7 @@ def test_what_was_gained_on_the_baseline_stands_until_the_incumbent_changes(tmp_
 def test_a_joined_baseline_goes_first_replicates_and_all(run: FakeRun) -> None:
     run.propose(["baseline", "a"], submit=False)
     run.event("trials.wanted", round=0, stage="array", trials={"r00-c00": 2})
-    assert list(run.history().rounds[0].missing.items()) == [("r00-c00", 3), ("r00-c01", 1)]
+    assert list(run.history().rounds[0].missing.items()) == [(("r00-c00", ""), 3), (("r00-c01", ""), 1)]
 
 
 def test_where_not_all_can_be_run_again_the_best_go_first(run: FakeRun) -> None:
@@ -214,12 +214,16 @@ def test_where_not_all_can_be_run_again_the_best_go_first(run: FakeRun) -> None:
         run.done(trial, 1.0)
     assert run.history().rounds[0].missing == {}
     run.event("trials.wanted", round=0, stage="look 1", trials={"r00-c02": 1, "r00-c00": 1, "r00-c01": 1})
-    assert list(run.history().rounds[0].missing.items()) == [("r00-c02", 1), ("r00-c00", 1), ("r00-c01", 1)]
+    assert list(run.history().rounds[0].missing.items()) == [
+        (("r00-c02", ""), 1),
+        (("r00-c00", ""), 1),
+        (("r00-c01", ""), 1),
+    ]
     for trial in ("r00-c02-t1", "r00-c00-t1", "r00-c01-t1"):
         run.event("submit.intent", round=0, job_name="ar-1", trials=[trial])
         run.done(trial, 1.0)
     run.event("trials.wanted", round=0, stage="look 2", trials={"r00-c01": 3, "r00-c02": 1})
-    assert list(run.history().rounds[0].missing.items()) == [("r00-c01", 3), ("r00-c02", 1)]
+    assert list(run.history().rounds[0].missing.items()) == [(("r00-c01", ""), 3), (("r00-c02", ""), 1)]
 
 
 def near_misses(run: FakeRun, keep: bool = False, **gains: Gain) -> None:
