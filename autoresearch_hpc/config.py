@@ -148,12 +148,12 @@ class ValidateConfig:
     """What follows a round's screening: the best again, on another kind of GPU, before one is kept."""
 
     tier: str | None = None  # where; default the last of cluster.tiers
-    top: int = 3  # so many candidates, the best by their screening
+    top: int = 0  # so many candidates, the best by their screening; 0: none, and one is kept where it was tried
     seeds: int = 2  # with so many trials each
 
     def __post_init__(self) -> None:
-        for name in ("top", "seeds"):
-            require(getattr(self, name) >= 1, f"plan.validate.{name}={getattr(self, name)}", "give at least 1")
+        require(self.top >= 0, f"plan.validate.top={self.top}", "give 0 or more")
+        require(self.seeds >= 1, f"plan.validate.seeds={self.seeds}", "give at least 1")
 
 
 @dataclass
@@ -168,7 +168,7 @@ class PlanConfig:
     rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
     max_rounds: int | None = None  # how many rounds after the baseline; the last of `rounds` repeats
     screen: str | None = None  # the tier on which candidates are tried; default the first of cluster.tiers
-    validate: ValidateConfig | None = None  # the best are run again on another tier, and only there one is kept
+    validate: ValidateConfig = field(default_factory=ValidateConfig)  # the best are run again on another tier
 
     def __post_init__(self) -> None:
         require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
@@ -541,22 +541,22 @@ class Config:
             "list several in cluster.tiers, or leave it out",
         )
         require(
-            self.tiers == "plan" or not (plan.screen or plan.validate),
+            self.tiers == "plan" or not (plan.screen or plan.validate.top),
             "tiers=any and a plan that says which tier screens",
-            "leave tiers out, or set plan.screen=null plan.validate=null",
+            "leave tiers out, or set plan.screen=null plan.validate.top=0",
         )
         require(
-            plan.validate is None or len(names) > 1,
+            not plan.validate.top or len(names) > 1,
             f"plan {plan.name} validates on a second kind of GPU, and the cluster has one",
-            "list two or more in cluster.tiers, or set plan.validate=null",
+            "list two or more in cluster.tiers, or set plan.validate.top=0",
         )
         screens = plan.screen or names[0]
         require(
-            plan.validate is None or (plan.validate.tier or names[-1]) != screens,
+            not plan.validate.top or (plan.validate.tier or names[-1]) != screens,
             f"plan {plan.name} screens and validates on {screens}",
-            "choose two tiers, or set plan.validate=null and let decide.looks run the best again",
+            "choose two tiers, or set plan.validate.top=0 and let decide.looks run the best again",
         )
-        for name in (plan.screen, plan.validate and plan.validate.tier):
+        for name in (plan.screen, plan.validate.tier):
             require(
                 not name or name in names, f"the plan's tier {name} is none of the cluster's", f"it has {list(names)}"
             )

@@ -72,7 +72,7 @@ class Controller:
         try:
             with self._stop:
                 while (reason := self._go_on()) is None:
-                    self._fanout.train(*self._history.open_rounds, until=self._may_propose)
+                    self._fanout.train(*self._history.open_rounds, until=self._may_go_on)
                 self._fanout.settle()
                 self._record("run.stopped", reason=reason)
                 return reason
@@ -97,6 +97,9 @@ class Controller:
             for round_ in self._history.open_rounds:
                 self._advance(round_)
         return None if self._history.open_rounds else self._no_more
+
+    def _may_go_on(self) -> bool:
+        return self._may_propose() or any(r.complete and self._is_full(r) for r in self._history.open_rounds)
 
     def _advance(self, round_: Round) -> None:
         """Take the round as far as its results allow."""

@@ -72,14 +72,15 @@ class Fanout:
         self._cancelling: set[str] = set()
         self._uncharged = {t.id: t.job for t in self._history.trials() if t.result and t.job and t.gpu_s is None}
 
-    def train(self, *rounds: Round, until: Callable[[], bool] = lambda: False) -> None:
-        """Submit and collect until one of the rounds, oldest first, has all of its results, or until `until` says so.
+    def train(self, *rounds: Round, until: Callable[[], bool] | None = None) -> None:
+        """Submit and collect, oldest round first, until `until` says so: by default, until one has all its results.
 
         Raises ClusterError where the cluster refuses, does not answer for too long, or loses every trial of a round.
         """
         for trial in [t for round_ in rounds for t in round_.trials if t.result and t.dropped is None]:
             self._drop_if_void(trial)
-        while not any(round_.complete for round_ in rounds) and not until():
+        enough = until or (lambda: any(round_.complete for round_ in rounds))
+        while not enough():
             for round_ in rounds:
                 self._resolve(round_)
                 self._submit(round_)

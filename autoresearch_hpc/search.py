@@ -75,7 +75,8 @@ def run(config: Config) -> Finished:
     agents.build(brief)  # with a desk, once there is a run; what is missing shows now
     if past.started_at is None:  # a run that goes on does so without, if need be
         agents.require_answering(brief)
-    place = cluster.build(config.cluster, config.task.pass_env)
+    used = {name: tier for name, tier in config.cluster.tiers.items() if name in Tiers.of(config).used}
+    place = cluster.build(replace(config.cluster, tiers=used), config.task.pass_env)
     _check(place, config, layout, resuming=past.started_at is not None)
     rundir.check_writable(layout)
     dataset = preflight.open_data(config, past)

@@ -32,9 +32,9 @@ class Tiers:
             slots={name: cluster.on(name).max_parallel for name in names},
             prices={name: cluster.on(name).price_per_gpu_hour for name in names},
             screens=names if config.tiers == "any" else (plan.screen or names[0],),
-            validates=(validate.tier or names[-1]) if validate else None,
-            top=validate.top if validate else 0,
-            seeds=validate.seeds if validate else 0,
+            validates=(validate.tier or names[-1]) if validate.top else None,
+            top=validate.top,
+            seeds=validate.seeds,
         )
 
     @property
