@@ -153,6 +153,11 @@ class Entry:
         return _values(self.good(self.deciding_tier))
 
     @property
+    def decided(self) -> bool:
+        """Whether it was run where it is decided what is kept."""
+        return not self.deciding_tier or any(result.tier == self.deciding_tier for result in self.results)
+
+    @property
     def screened(self) -> list[TrialResult]:
         """Its good results where it was tried first, which every candidate has: what a search can learn from."""
         return self.good(self.trials[0].tier if self.trials else "")

@@ -20,6 +20,7 @@ from autoresearch_hpc.config import Baseline, CandidateConfig, ClusterConfig, Cl
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.tables import one_line
+from autoresearch_hpc.tiers import Tiers
 
 _MAX_ROUNDS_SHOWN = 8
 _EDITING = ("llm", "cli", "hybrid")
@@ -57,7 +58,8 @@ def num_trials(loaded: Config) -> int:
 def figures(loaded: Config) -> Iterator[str]:
     """Time and cost, one line each."""
     task, cluster, trials = loaded.task, loaded.cluster, num_trials(loaded)
-    price, controls, looks = cluster.price_per_gpu_hour, _controls(loaded), _looks(loaded)
+    tiers, controls, looks = Tiers.of(loaded), _controls(loaded), _looks(loaded)
+    price, validated = tiers.price(tiers.screens[0]), sum(_validations(loaded))
     yield (
         f"trial         {formats.duration(task.train_s)} of training, "
         f"at most {formats.duration(task.wall_limit_s)} in all, {_device(loaded)}"
@@ -65,14 +67,18 @@ def figures(loaded: Config) -> Iterator[str]:
     parallel = _parallel(loaded)
     at_once = f"{parallel} at once" if parallel else "all of a round at once"
     yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}, {at_once}"
+    for tier in tiers.used if len(cluster.tiers) > 1 else ():
+        yield f"tier          {_tier(loaded, tiers, tier)}"
     further = [along + sum(sizes) for along, sizes in zip(controls, looks, strict=True)]
     if most := sum(further):
         in_round = formats.count(max(further), "further trial")
         yield f"looks         with controls, at most {in_round} a round, {most} in all"
-    expected, worst = trials * task.train_s / 3600, (trials + most) * task.wall_limit_s / 3600
+    if validated:
+        yield f"validation    at most {formats.count(validated, 'trial')} of the best, the incumbent among them"
+    expected, worst = trials * task.train_s / 3600, (trials + most + validated) * task.wall_limit_s / 3600
     yield f"GPU hours     {expected:.2f} of training, at most {worst:.2f}"
-    if price:
-        usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(worst * price)}"
+    if price or _worst_usd(loaded):
+        usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(_worst_usd(loaded))}"
         yield f"cost          {usd} at {formats.usd(price)} per GPU hour"
     planned, arrays = _sizes(loaded), [size for sizes in looks for size in sizes]
     arrays += [size + along for size, along in zip(planned, controls, strict=True)]
@@ -82,13 +88,16 @@ def figures(loaded: Config) -> Iterator[str]:
     )
     yield f"wall time     {training} of training, at most {longest}"
     yield f"cluster       {_cluster(cluster)}"
-    if not _is_local(cluster):
-        yield f"sbatch        {' '.join(_resources(cluster, task.wall_limit_s)) or 'defaults'}"
+    for tier in tiers.used if not _is_local(cluster) else ():
+        words = " ".join(_resources(cluster.on(tier), task.wall_limit_s)) or "defaults"
+        yield f"sbatch        {f'{tier}: ' if len(tiers.used) > 1 else ''}{words}"
     if _proposed(loaded) and loaded.agent.name in _EDITING:
         yield f"agent         {_agent(loaded.agent)}"
     limits = {name: value for name, value in vars(loaded.budget).items() if value is not None}
     yield f"budget        {', '.join(f'{name}={value:g}' for name, value in limits.items()) or 'no limits'}"
     alpha = f", alpha={loaded.decide.alpha:g}" if loaded.decide.rule == "significant" else ""
+    if loaded.schedule == "async":
+        yield "schedule      async: a slot that comes free is filled with a candidate of the next round"
     yield f"decision      {loaded.decide.rule}{alpha}, min_delta={loaded.decide.min_delta:g}"
 
 
@@ -100,14 +109,15 @@ def warnings(loaded: Config) -> Iterator[str]:
     if parallel and max(sizes) > parallel:
         waves = math.ceil(max(sizes) / parallel)
         yield f"{max(sizes)} trials a round, {parallel} at once: a round takes {waves} waves"
-    if not _is_local(cluster) and not cluster.gpus and not _asks_for_gpu(cluster):
-        yield "no GPU is asked for: set cluster.gpus=1 or cluster.gres"
+    for asked in (cluster.on(tier) for tier in Tiers.of(loaded).used if not _is_local(cluster)):
+        if not asked.gpus and not _asks_for_gpu(asked):
+            yield "no GPU is asked for: set cluster.gpus=1 or cluster.gres"
     wall_min = loaded.task.wall_limit_s / 60
     if cluster.time_min is not None and cluster.time_min < wall_min:
         yield f"cluster.time_min={cluster.time_min} is shorter than a trial's limits, {wall_min:.0f} min"
-    if budget.usd is not None and not cluster.price_per_gpu_hour:
+    if budget.usd is not None and not any(Tiers.of(loaded).prices.values()):
         yield "budget.usd has no effect without cluster.price_per_gpu_hour"
-    most = sum(sizes) + sum(_controls(loaded)) + sum(map(sum, _looks(loaded)))
+    most = sum(sizes) + sum(_controls(loaded)) + sum(map(sum, _looks(loaded))) + sum(_validations(loaded))
     worst_h = most * loaded.task.wall_limit_s / 3600
     if budget.max_trials is not None and budget.max_trials < sum(sizes):
         yield f"budget.max_trials={budget.max_trials} ends the run before its {sum(sizes)} trials"
@@ -115,7 +125,7 @@ def warnings(loaded: Config) -> Iterator[str]:
         yield f"budget.max_trials={budget.max_trials} may end the run early: with all looks it has {most} trials"
     if budget.gpu_hours is not None and budget.gpu_hours < worst_h:
         yield f"budget.gpu_hours={budget.gpu_hours:g} may end the run early: at most {worst_h:.2f} would be used"
-    worst_usd = worst_h * cluster.price_per_gpu_hour
+    worst_usd = _worst_usd(loaded)
     if budget.usd is not None and budget.usd < worst_usd:
         yield f"budget.usd={budget.usd:g} may end the run early: it may cost up to {formats.usd(worst_usd)}"
     prices = loaded.agent.usd_per_million_in + loaded.agent.usd_per_million_out + loaded.agent.cli.usd_per_call
@@ -155,7 +165,39 @@ def _controls(loaded: Config) -> list[int]:
 def _looks(loaded: Config) -> list[list[int]]:
     """Trials of the looks that may follow each round's array, at most."""
     plan, rounds = loaded.plan, range(loaded.plan.first_round, loaded.plan.num_rounds + 1)
+    if Tiers.of(loaded).validates:
+        return [[]] * (plan.num_rounds + 1)
     return [[]] * plan.first_round + [decide.most_further(loaded.decide, plan.num_candidates(i)) for i in rounds]
+
+
+def _validations(loaded: Config) -> list[int]:
+    """Trials on the tier that validates, at most: of the baseline and of each round."""
+    tiers, plan = Tiers.of(loaded), loaded.plan
+    if not tiers.validates:
+        return []
+    own = decide.num_replicates(loaded.decide)
+    controls = loaded.decide.controls if loaded.decide.rule == "significant" else 0
+    best = [min(tiers.top, plan.num_candidates(i)) for i in range(plan.first_round, plan.num_rounds + 1)]
+    return [own, *(count * tiers.seeds + controls + own for count in best)]
+
+
+def _worst_usd(loaded: Config) -> float:
+    """With every trial at its limits, each at its tier's price; with tiers=any at the dearest."""
+    tiers, hours = Tiers.of(loaded), loaded.task.wall_limit_s / 3600
+    screening = max(map(tiers.price, tiers.screens))
+    others = sum(_sizes(loaded)) + sum(_controls(loaded)) + sum(map(sum, _looks(loaded)))
+    validating = tiers.price(tiers.validates) if tiers.validates else 0.0
+    return hours * (others * screening + sum(_validations(loaded)) * validating)
+
+
+def _tier(loaded: Config, tiers: Tiers, tier: str) -> str:
+    """What happens on a tier."""
+    slots, price = tiers.slots[tier], tiers.price(tier)
+    plan = loaded.plan
+    does = f"the best {tiers.top} of a round, {formats.count(tiers.seeds, 'seed')} each"
+    does = does if tier == tiers.validates else f"{plan.name}'s candidates"
+    at_once = f", {formats.count(slots, 'GPU')} at once" if slots else ""
+    return f"{tier}: {does}{at_once}{f', {formats.usd(price)} per GPU hour' if price else ''}"
 
 
 def _waves(loaded: Config, sizes: Sequence[int]) -> int:
@@ -165,8 +207,9 @@ def _waves(loaded: Config, sizes: Sequence[int]) -> int:
 
 def _parallel(loaded: Config) -> int | None:
     """How many trials run at once; None where only the cluster knows."""
-    if loaded.cluster.max_parallel or not _is_local(loaded.cluster):
-        return loaded.cluster.max_parallel
+    slots = Tiers.of(loaded).num_screening
+    if slots or not _is_local(loaded.cluster):
+        return slots
     from autoresearch_hpc.cluster.local import visible_gpus
 
     return len(visible_gpus()) or max(1, len(os.sched_getaffinity(0)) // 2)

@@ -2,8 +2,9 @@
 
 A candidate is one point, the mean of its trials, with the mean's standard error as a bar where the noise is known.
 Kept candidates are labelled with their titles where there is room, the others are grey; failures stand at the edge
-where bad values are, and so do values too far off to be worth the space, as open triangles. Drawn without pyplot, so
-nothing global changes and no display is needed.
+where bad values are, and so do values too far off to be worth the space, as open triangles. Where candidates are
+screened on another kind of GPU than the one that decides, the values of those that went no further are small and pale.
+Drawn without pyplot, so nothing global changes and no display is needed.
 """
 
 import io
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT, _DISCARDED, _FAILED, _TEXT, _FAINT = "#0b6e4f", "#b3b7bd", "#b23a48", "#22262b", "#e3e5e8"
+_SCREENED = "#8fb8de"
 _MAX_ROUND_MARKS = 20
 _MANY = 150  # points: beyond, they are smaller, and only kept ones have bars
 
@@ -36,6 +38,7 @@ class _Point:
     error: float  # the value's standard error; 0 where it is unknown
     kept: bool
     title: str
+    decided: bool = True  # on the kind of GPU that decides
 
 
 def write_progress_png(history: History, path: Path, dpi: int = 160) -> None:
@@ -80,7 +83,15 @@ def _points(history: History) -> Iterator[_Point]:
                 title = drawable(one_line(entry.proposal.title)) or entry.id
                 kept = entry.verdict is Verdict.KEEP and entry.value is not None
                 error = history.standard_error(entry) or 0.0
-                yield _Point(x=x, round=round_.index, value=entry.value, error=error, kept=kept, title=title)
+                yield _Point(
+                    x=x,
+                    round=round_.index,
+                    value=entry.value,
+                    error=error if entry.decided else 0.0,
+                    kept=kept,
+                    title=title,
+                    decided=entry.decided,
+                )
 
 
 def _limits(points: Sequence[_Point], direction: Direction) -> tuple[float, float]:
@@ -143,7 +154,9 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
     edge, marker = (high, "^") if direction is Direction.min else (low, "v")
     valued = [(p.x, p.value, p.kept) for p in points if p.value is not None]
     kept = [(x, y) for x, y, keep in valued if keep]
-    discarded = [(x, y) for x, y, keep in valued if not keep and low <= y <= high]
+    inside = [(p.x, p.value, p.decided) for p in points if p.value is not None and not p.kept]
+    discarded = [(x, y) for x, y, decided in inside if decided and low <= y <= high]
+    screened = [(x, y) for x, y, decided in inside if not decided and low <= y <= high]
     far = [x for x, y, _ in valued if not low <= y <= high]
     failed = [p.x for p in points if p.value is None]
     size = 34 if len(points) <= _MANY else 14
@@ -155,6 +168,9 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
     if discarded:
         axes.scatter([x for x, _ in discarded], [y for _, y in discarded], s=size, color=_DISCARDED, linewidths=0,
                      label="discarded", zorder=3)  # fmt: skip
+    if screened:
+        axes.scatter([x for x, _ in screened], [y for _, y in screened], s=size * 0.4, color=_SCREENED, linewidths=0,
+                     label="screened only, on another GPU", zorder=2.5)  # fmt: skip
     _errors(axes, [p for p in points if p.value is not None and low <= p.value <= high])
     if far:
         axes.scatter(far, [edge] * len(far), s=size, marker=marker, facecolors="white", edgecolors=_DISCARDED,

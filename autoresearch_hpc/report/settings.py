@@ -1,7 +1,7 @@
 """The few settings that a reader of a run needs, from its config.yaml, without Hydra and its import time."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,15 @@ class Settings:
     train_s: float | None = None
     wall_limit_s: float | None = None  # of one trial, in the worst case
     price_per_gpu_hour: float = 0.0
+    prices: Mapping[str, float] = field(default_factory=dict)  # of tiers that have their own
     max_trials: int | None = None
     gpu_hours: float | None = None
     usd: float | None = None
     wall_hours: float | None = None
+
+    def price(self, tier: str) -> float:
+        """Per GPU-hour."""
+        return self.prices.get(tier, self.price_per_gpu_hour)
 
 
 def settings_of(config: "Config") -> Settings:
@@ -39,6 +44,7 @@ def settings_of(config: "Config") -> Settings:
         train_s=task.train_s,
         wall_limit_s=task.wall_limit_s,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        prices={name: config.cluster.on(name).price_per_gpu_hour for name in config.cluster.tiers},
         max_trials=budget.max_trials,
         gpu_hours=budget.gpu_hours,
         usd=budget.usd,
@@ -70,6 +76,7 @@ def read_settings(path: Path) -> Settings:
         train_s=limits[1],
         wall_limit_s=_wall_limit_s(str(task.get("kind")), *known) if len(known) == 4 else None,
         price_per_gpu_hour=_number(cluster.get("price_per_gpu_hour")) or 0.0,
+        prices=dict(_prices(cluster.get("tiers"))),
         max_trials=_whole(budget.get("max_trials"), None),
         gpu_hours=_number(budget.get("gpu_hours")),
         usd=_number(budget.get("usd")),
@@ -84,6 +91,13 @@ class _Groups:
     def __call__(self, name: str) -> Mapping[str, Any]:
         group = self._content.get(name)
         return group if isinstance(group, dict) else {}
+
+
+def _prices(tiers: object) -> Iterator[tuple[str, float]]:
+    for name, tier in tiers.items() if isinstance(tiers, dict) else ():
+        price = _number(tier.get("price_per_gpu_hour")) if isinstance(tier, dict) else None
+        if price is not None:
+            yield str(name), price
 
 
 def _wall_limit_s(kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float) -> float:

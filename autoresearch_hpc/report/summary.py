@@ -7,12 +7,12 @@ candidate has several: it is OK if one of them is, and its value is the mean of 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from autoresearch_hpc.gains import NEAR_MISS, Comparison, Gain, Noise
-from autoresearch_hpc.history import Entry, History, Round
+from autoresearch_hpc.history import Entry, History, Round, Trial
 from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.tables import one_line
@@ -71,6 +71,16 @@ class Thinking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierUse:
+    """What ran on one kind of GPU."""
+
+    tier: str
+    num_trials: int
+    trial_s: float
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run did, cost and found. Times in seconds; None where nothing can be said yet."""
 
@@ -88,6 +98,7 @@ class Summary:
     sequential_s: float  # the trials that counted, one after another
     train_s: float
     cost_usd: float | None  # None where the cluster has no price
+    tiers: tuple[TierUse, ...]  # where there are several
     noise: Noise | None
     baseline: float | None
     baseline_trials: int  # whose mean that is
@@ -147,7 +158,8 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         gpu_s=sum(t.gpu_s if t.gpu_s is not None else t.held_s * t.result.gpu.count for t in ended if t.result),
         sequential_s=sum(result.phases.total_s or 0.0 for result in counted),
         train_s=sum(result.phases.train_s or 0.0 for result in counted),
-        cost_usd=trial_s / 3600 * settings.price_per_gpu_hour if settings.price_per_gpu_hour else None,
+        cost_usd=_cost(ended, settings),
+        tiers=tuple(_tiers(ended, settings)),
         noise=history.noise,
         baseline=baseline.value if baseline else None,
         baseline_trials=len(baseline.values) if baseline else 0,
@@ -163,6 +175,21 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         thinking=_thinking(history),
         kept=tuple(_kept(history)),
     )
+
+
+def _cost(trials: Sequence[Trial], settings: Settings) -> float | None:
+    prices = [settings.price(trial.tier) for trial in trials] or [settings.price_per_gpu_hour]
+    if not any(prices):
+        return None
+    return sum(trial.held_s * price for trial, price in zip(trials, prices, strict=False)) / 3600
+
+
+def _tiers(trials: Sequence[Trial], settings: Settings) -> Iterator[TierUse]:
+    names = dict.fromkeys(trial.tier for trial in trials)
+    for name in names if len(names) > 1 else ():
+        mine = [trial for trial in trials if trial.tier == name]
+        held_s = sum(trial.held_s for trial in mine)
+        yield TierUse(tier=name, num_trials=len(mine), trial_s=held_s, cost_usd=_cost(mine, settings))
 
 
 def base_of(history: History, commit: str) -> str:
@@ -191,9 +218,10 @@ def _round(history: History, round_: Round) -> RoundSummary:
     )
 
 
-def _best(entries: Iterable[Entry], direction: Direction) -> Entry | None:
+def _best(entries: Sequence[Entry], direction: Direction) -> Entry | None:
+    """Of those that were run on the tier that decides, if any were: other values do not compare with theirs."""
     best: Entry | None = None
-    for entry in entries:
+    for entry in [e for e in entries if e.decided and e.value is not None] or entries:
         if entry.value is not None and (
             best is None or best.value is None or direction.better(entry.value, best.value)
         ):
@@ -203,7 +231,7 @@ def _best(entries: Iterable[Entry], direction: Direction) -> Entry | None:
 
 def _leading(history: History) -> Entry | None:
     """The best of the rounds that are still going on, where it beats the incumbent."""
-    going_on = [entry for round_ in history.rounds if not round_.judged for entry in round_.entries.values()]
+    going_on = [e for round_ in history.rounds if not round_.judged for e in round_.entries.values() if e.decided]
     entry = _best(going_on, history.direction)
     if entry is None or entry.value is None:
         return None

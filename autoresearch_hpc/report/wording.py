@@ -111,6 +111,9 @@ def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
     useful = f", {summary.useful:.0%} of it training" if summary.useful is not None else ""
     cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
     yield f"{kind}: {formats.hours(summary.gpu_s or summary.trial_s)}{useful}{cost}"
+    for use in summary.tiers:
+        cost = f", {formats.usd(use.cost_usd)}" if use.cost_usd is not None else ""
+        yield f"on {use.tier}: {formats.count(use.num_trials, 'trial')}, {formats.hours(use.trial_s)}{cost}"
     if summary.speed_up is not None:
         yield (
             f"the same trials one after another: {formats.duration(summary.sequential_s)}; "
