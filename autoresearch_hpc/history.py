@@ -154,8 +154,10 @@ class Entry:
 
     @property
     def decided(self) -> bool:
-        """Whether it was run where it is decided what is kept."""
-        return not self.deciding_tier or any(result.tier == self.deciding_tier for result in self.results)
+        """Whether its value comes from where it is decided what is kept."""
+        return not self.deciding_tier or any(
+            result.tier == self.deciding_tier for result in self.good(self.deciding_tier)
+        )
 
     @property
     def screened(self) -> list[TrialResult]:
