@@ -104,7 +104,15 @@ def test_one_screening_tier_takes_all() -> None:
 
 def test_a_tier_changes_what_it_says_and_keeps_the_rest() -> None:
     base = ClusterConfig(
-        **{"gpus": 2, "cpus": 8, "mem_gb": 64.0, "time_min": 30, "max_parallel": 5, "partition": "gpu", "account": "me"},
+        **{
+            "gpus": 2,
+            "cpus": 8,
+            "mem_gb": 64.0,
+            "time_min": 30,
+            "max_parallel": 5,
+            "partition": "gpu",
+            "account": "me",
+        },
         price_per_gpu_hour=1.5,
         setup=["module load cuda"],
         sbatch={"reservation": "r", "nice": 1},
@@ -131,7 +139,9 @@ def test_a_tier_changes_what_it_says_and_keeps_the_rest() -> None:
 def test_a_tiers_gres_replaces_the_clusters_gpus_and_the_other_way_round() -> None:
     by_number = ClusterConfig(gpus=1, tiers={"a": TierConfig(gres="gpu:h100:1"), "b": TierConfig(gpus=2)})
     assert [(own.gpus, own.gres) for own in map(by_number.on, "ab")] == [(None, "gpu:h100:1"), (2, None)]
-    by_gres = ClusterConfig(gpus=None, gres="gpu:1", tiers={"a": TierConfig(gres="gpu:h100:1"), "b": TierConfig(gpus=2)})
+    by_gres = ClusterConfig(
+        gpus=None, gres="gpu:1", tiers={"a": TierConfig(gres="gpu:h100:1"), "b": TierConfig(gpus=2)}
+    )
     assert [(own.gpus, own.gres) for own in map(by_gres.on, "ab")] == [(None, "gpu:h100:1"), (2, None)]
 
 
@@ -238,7 +248,7 @@ def test_the_packages_plan_and_cluster_go_together() -> None:
     tiers = Tiers.of(load(compose(["+round=tiers", "cluster=two_tiers"])))
     assert (tiers.screens, tiers.validates, tiers.top, tiers.seeds) == (("h100",), "h200", 3, 2)
     assert tiers.slots == {"h100": 13, "h200": 3}
-    more = "+cluster.tiers.b200={gres: 'gpu:b200:1', max_parallel: 2}"
-    spread = load(compose(["+round=knobs", "cluster=two_tiers", more, "tiers=any", "schedule=async"]))
-    assert Tiers.of(spread).num_screening == 18
-    assert spread.cluster.on("b200").gres == "gpu:b200:1"
+    fewer = "cluster.tiers.h200.max_parallel=2"
+    spread = load(compose(["+round=knobs", "cluster=two_tiers", fewer, "tiers=any", "schedule=async"]))
+    assert Tiers.of(spread).num_screening == 15
+    assert spread.cluster.on("h200").gres == "gpu:h200:1"
