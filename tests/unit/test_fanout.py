@@ -572,7 +572,7 @@ def test_a_lost_trial_is_followed_by_another_on_its_tier(tiers: Bench) -> None:
 
 
 def test_nothing_is_left_out_while_anything_is_under_way(tiers: Bench) -> None:
-    """What fits no more may fit once a trial has turned out cheaper than its limit: each tier's rest is left out then."""
+    """What fits no more may fit once a trial has turned out cheaper; each tier's rest is left out then."""
     tiers.config.budget = BudgetConfig(max_trials=2)
     first, second = tiers.propose(1, "h100"), tiers.propose(3, "h100", "h200", "h200")
     tiers.passes(first, second)
