@@ -478,7 +478,7 @@ def test_what_was_only_screened_is_drawn_apart(tiers: FakeRun) -> None:
     marks = {c.get_label(): c.get_offsets() for c in axes.collections}
     assert np.allclose(marks["kept"], [(1, 0.95), (2, 0.945)])
     assert np.allclose(marks["discarded"], [(3, 0.9485), (6, 0.944)])
-    low, high = axes.get_ylim()
+    high = axes.get_ylim()[1]
     assert np.allclose(marks["screened only, on another GPU"], [(4, high), (7, high)]), "beyond the upper edge"
     assert "discarded, off the scale" not in marks, "they are on another scale"
     assert len(marks["failed"]) == 1
@@ -492,7 +492,7 @@ def test_what_was_screened_lies_where_its_value_is_or_at_the_nearest_edge(tmp_pa
         run.done(trial, {"r00-c01-t0": 0.2, "r00-c02-t0": 0.95, "r00-c03-t0": 1.8}.get(trial, 1.0))
     run.again("array on h200", "h200", r00_c00=[1.0])
     run.again("validation", "h200", r00_c01=[0.9])
-    run.judge({"r00-c00": "keep", "r00-c01": "keep", "r00-c02": "discard", "r00-c03": "discard"}, {"r00-c01": 0.9})
+    run.judge({"r00-c00": "keep", "r00-c01": "keep", "r00-c02": "discard", "r00-c03": "discard"}, {"r00-c00": 1.0, "r00-c01": 0.9})
     [trial] = run.propose(["d"], tiers=["h100"])
     run.done(trial, 0.1)
     axes = progress_figure(run.history()).axes[0]
