@@ -483,6 +483,17 @@ def test_the_baseline_is_asked_for_on_both_tiers_once(validating: Desk) -> None:
     ]  # fmt: skip
 
 
+def test_agents_hear_of_the_baseline_as_of_all_others_what_it_is_worth_where_candidates_are_tried(
+    validating: Desk,
+) -> None:
+    """Its first trial was on the other tier."""
+    desk = validating
+    assert desk.history.incumbent
+    assert desk.history.incumbent.value == 0.9
+    [outcome] = desk.author.states[0].outcomes
+    assert (outcome.value, outcome.kind) == (1.0, "H100, tier h100")
+
+
 def test_the_next_round_is_screened_while_the_last_one_is_validated(validating: Desk) -> None:
     desk = validating
     desk.go(r01_c00=0.99)

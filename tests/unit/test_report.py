@@ -492,7 +492,10 @@ def test_what_was_screened_lies_where_its_value_is_or_at_the_nearest_edge(tmp_pa
         run.done(trial, {"r00-c01-t0": 0.2, "r00-c02-t0": 0.95, "r00-c03-t0": 1.8}.get(trial, 1.0))
     run.again("array on h200", "h200", r00_c00=[1.0])
     run.again("validation", "h200", r00_c01=[0.9])
-    run.judge({"r00-c00": "keep", "r00-c01": "keep", "r00-c02": "discard", "r00-c03": "discard"}, {"r00-c00": 1.0, "r00-c01": 0.9})
+    run.judge(
+        {"r00-c00": "keep", "r00-c01": "keep", "r00-c02": "discard", "r00-c03": "discard"},
+        {"r00-c00": 1.0, "r00-c01": 0.9},
+    )
     [trial] = run.propose(["d"], tiers=["h100"])
     run.done(trial, 0.1)
     axes = progress_figure(run.history()).axes[0]
