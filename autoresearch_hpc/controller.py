@@ -230,7 +230,7 @@ class Controller:
             direction=history.direction,
             metric=history.metric,
             incumbent=incumbent.candidate if incumbent else None,
-            incumbent_value=entry.value if entry and incumbent else None,
+            incumbent_value=next((o.value for o in outcomes if entry and o.candidate == entry.id and incumbent), None),
             incumbent_knobs=knobs,
             source=source,
             outcomes=outcomes,

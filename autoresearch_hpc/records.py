@@ -241,7 +241,8 @@ class TrialSpec:
 class Outcome:
     """What an agent hears of one candidate: its edit, its settings, how it ended and what was decided.
 
-    `value` is the mean over its `num_trials` good trials; `finding` compares it with the incumbent of its time, with
+    `value` is the mean over its `num_trials` good trials where candidates are tried, brought to the level of the
+    baseline's kind of GPU where they run on several; `finding` compares it with the incumbent of its time, with
     the noise, and its `words` say so in a line. The baseline has none; of what failed or could not be compared it has
     no gain.
     """

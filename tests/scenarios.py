@@ -271,7 +271,7 @@ def slots_are_refilled(toy: Toy, tag: str, k: int) -> None:
         most = max(most, running)
         seen += line["event"] == "round.proposed" and running > 0
     assert most == 2, "never more than cluster.max_parallel"
-    assert seen >= k, "candidates are proposed while others run"
+    assert seen >= 3, "candidates are proposed while others run"
 
 
 def spread_over_tiers(toy: Toy, tag: str) -> None:

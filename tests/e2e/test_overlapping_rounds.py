@@ -77,7 +77,7 @@ def test_a_budget_ends_a_round_that_is_half_proposed(local: Callable[..., Toy]) 
 def test_a_plan_of_explicit_candidates_is_no_different(local: Callable[..., Toy]) -> None:
     """Their rounds are proposed whole; with schedule=async the next one begins when a slot is free."""
     toy = local(decide="best", sleep_s=0.3)
-    one, other = ("{candidates:[{knobs:{LR:%s}},{knobs:{LR:%s}}]}" % pair for pair in ((0.2, 0.3), (0.4, 0.5)))
+    one, other = ("{candidates:[{knobs:{LR:0.2}},{knobs:{LR:0.3}}]}", "{candidates:[{knobs:{LR:0.4}}]}")
     candidates = f"plan.rounds=[{one},{other}]"
     toy.search("explicit", "schedule=async", candidates, "plan.max_rounds=2").finish()
     scenarios.each_once(toy, "explicit")
