@@ -131,7 +131,7 @@ class Controller:
 
     def _num_free(self) -> int:
         """Slots for candidates that nothing fills."""
-        slots = self._tiers.num_screening or self._config.plan.k
+        slots = self._tiers.num_screening or self._config.plan.num_candidates(len(self._history.rounds))
         screens = self._tiers.screens
         busy = sum(trial.tier in screens for trial in self._history.outstanding)
         lacking = [(want, n) for round_ in self._history.open_rounds for want, n in round_.missing.items()]

@@ -84,7 +84,7 @@ def figures(loaded: Config) -> Iterator[str]:
     planned, arrays = _sizes(loaded), [size for sizes in looks for size in sizes]
     arrays += [size + along for size, along in zip(planned, controls, strict=True)]
     training, longest = (
-        formats.duration(_waves(loaded, planned) * task.train_s),
+        formats.duration(max(_waves(loaded, planned), _validation_waves(loaded)) * task.train_s),
         formats.duration(_waves(loaded, arrays) * task.wall_limit_s),
     )
     yield f"wall time     {training} of training, at most {longest}"
@@ -180,6 +180,15 @@ def _validations(loaded: Config) -> list[int]:
     controls = loaded.decide.controls if loaded.decide.rule == "significant" else 0
     best = [min(tiers.top, plan.num_candidates(i)) for i in range(plan.first_round, plan.num_rounds + 1)]
     return [own, *(count * tiers.seeds + controls + own for count in best)]
+
+
+def _validation_waves(loaded: Config) -> int:
+    """How often the tier that validates is filled, without the incumbent's trials; it works beside the other."""
+    tiers = Tiers.of(loaded)
+    slots = tiers.slots[tiers.validates] if tiers.validates else None
+    rounds = range(loaded.plan.first_round, loaded.plan.num_rounds + 1)
+    best = [min(tiers.top, loaded.plan.num_candidates(index)) * tiers.seeds for index in rounds]
+    return sum(math.ceil(count / slots) for count in best) if slots else 0
 
 
 def _worst_usd(loaded: Config) -> float:
