@@ -11,6 +11,7 @@ from autoresearch_hpc import decide, effects, report, space
 from autoresearch_hpc.agents import PlannedAgent
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
+from autoresearch_hpc.combine import Combiner
 from autoresearch_hpc.config import Baseline, Config
 from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
 from autoresearch_hpc.fanout import Fanout
@@ -45,6 +46,7 @@ class Controller:
         repo: Repo,
         agent: PlannedAgent,
         maker: CandidateMaker,
+        combiner: Combiner,
         fanout: Fanout,
         budget: Budget,
         stop: StopRequest,
@@ -52,6 +54,7 @@ class Controller:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
+        self._combiner = combiner
         self._space = space.from_config(config.space)
         self._agent.tell(self._history.outcomes())
 
@@ -121,7 +124,8 @@ class Controller:
             if plan.baseline is Baseline.alone:
                 return proposals
         if k := self._room_for(index, len(proposals)):
-            proposals += self._agent.ask(self._state(index), k)
+            combined = self._combiner.propose(self._history, index, k)
+            proposals += [*combined, *self._agent.ask(self._state(index, tuple(combined)), k - len(combined))]
             self._tell_costs(index)
         return proposals
 

@@ -85,7 +85,8 @@ class Sampler:
 
     def _tried(self, state: SearchState) -> set[object]:
         past: Iterable[Knobs] = (effective(outcome) for outcome in self._outcomes)
-        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs])}
+        beside = ({**state.incumbent_knobs, **proposal.knobs} for proposal in state.running)
+        return {self._key(knobs) for knobs in itertools.chain(past, beside, [state.incumbent_knobs])}
 
     def _key(self, knobs: Knobs) -> object:
         """What makes two settings the same: the space's knobs as the space would write them."""

@@ -52,6 +52,7 @@ class Seat:
             repo=SimpleNamespace(working_text=lambda path: f"what {path} says"),  # type: ignore[arg-type]
             agent=self.agent,  # type: ignore[arg-type]
             maker=SimpleNamespace(sources=lambda commit: {"train.py": f"# {commit}"}),  # type: ignore[arg-type]
+            combiner=SimpleNamespace(propose=lambda history, index, k: self.combined),  # type: ignore[arg-type]
             fanout=absent,
             budget=Budget(config=BudgetConfig(), price_per_gpu_hour=0.0, job_limit_s=1.0),
             stop=absent,

@@ -19,7 +19,7 @@ LAYERS = [
     {"designs", "effects", "harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel", "screening", "llm_server", "shut_in"},
-    {"desk", "live", "preflight", "rundir"},
+    {"combine", "desk", "live", "preflight", "rundir"},
     {"fanout", "plan", "status"},
     {"controller"},
     {"search"},
