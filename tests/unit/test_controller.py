@@ -23,10 +23,12 @@ class Listener:
 
     def __init__(self) -> None:
         self.asked: list[SearchState] = []
+        self.wanted: list[int] = []
         self.told: list[Outcome] = []
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
         self.asked.append(state)
+        self.wanted.append(k)
         return []
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
@@ -44,6 +46,7 @@ class Seat:
 
     def __init__(self, run: FakeRun, journal: Journal, decide: DecideConfig) -> None:
         self.run, self.agent, self.ledger = run, Listener(), Ledger(journal)
+        self.combined: list[Proposal] = []
         absent: Any = SimpleNamespace()
         self.controller = Controller(
             Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide),
@@ -88,6 +91,14 @@ def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> Non
     near = next(outcome for outcome in state.outcomes if outcome.candidate == state.pool[0])
     assert near.finding
     assert near.finding.words.startswith("near miss: +0.001500 ± 0.001300, p=0.071 of K=3, expected +0.000900 (")
+
+
+def test_combinations_take_slots_of_the_agent_which_hears_of_them(seat: Seat) -> None:
+    assert seat.controller._propose(4) == []
+    seat.combined = [Proposal(title="both", parts=("r01-c01", "r03-c00"))]
+    assert seat.controller._propose(4) == seat.combined
+    assert seat.agent.wanted == [4, 3]
+    assert seat.agent.asked[-1].running == tuple(seat.combined)
 
 
 def test_a_judgement_is_journaled_in_numbers_and_replays_to_the_same_state(seat: Seat) -> None:
