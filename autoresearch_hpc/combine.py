@@ -25,6 +25,7 @@ __all__ = ["Combiner", "Edit", "Merge", "Version", "combinations", "onto"]
 _log = logging.getLogger(__name__)
 
 Merge = Callable[[str, str, str], str | None]  # base, ours, theirs; None where they conflict
+_ABSENT = object()
 _BASELINE = candidate_id(0, 0)
 _FIRST_ROUND = 2  # before, no round has been judged but the baseline's
 _MOST_PARTS = 8  # near misses that are looked at: the best ones
@@ -83,11 +84,9 @@ class Edit:
 def onto(ours: Version, edit: Edit, merge: Merge) -> Version | None:
     """`ours` with the edit; None where the two do not go together, or the edit changes nothing there."""
     before, after = edit.before, edit.after
-    added = (ours.knobs.keys() & after.knobs.keys()) - before.knobs.keys()
-    if any(ours.knobs[name] != after.knobs[name] for name in added):
-        return None
-    for name, value in edit.settings.items():
-        if ours.knobs.get(name) not in (before.knobs.get(name), value) or (ours.script and name not in ours.knobs):
+    for name in before.knobs.keys() | edit.settings.keys():
+        base, mine, theirs = (version.knobs.get(name, _ABSENT) for version in (before, ours, after))
+        if theirs != base and mine not in (base, theirs):
             return None
     try:
         files = dict(ours.files)
@@ -97,9 +96,9 @@ def onto(ours: Version, edit: Edit, merge: Merge) -> Version | None:
                 return None
             files[path] = merged
         made = _set(replace(ours, files=files), {**ours.knobs, **edit.settings})
-    except KnobError:  # one side has removed the knob, or given it another type
+    except KnobError:  # one side has given a constant another type
         return None
-    if any(made.knobs.get(name) != value for name, value in edit.settings.items()):
+    if (ours.knobs.keys() & after.knobs.keys()) - made.knobs.keys():  # assigned twice, in different places
         return None
     return None if made == ours else made
 

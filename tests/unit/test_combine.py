@@ -9,7 +9,7 @@ from git_repo import make_repo
 
 from autoresearch_hpc.agents.protocol import Brief
 from autoresearch_hpc.candidates import CandidateMaker
-from autoresearch_hpc.combine import Combiner
+from autoresearch_hpc.combine import Combiner, Edit, Version, combinations
 from autoresearch_hpc.config import (
     CandidateConfig,
     KnobDomain,
@@ -234,6 +234,14 @@ def test_one_that_lost_against_the_incumbent_of_its_own_round_is_put_onto_it(tmp
     assert search.script_of(proposal) == SCRIPT.replace("0.1", "0.2").replace(*LOSS)
 
 
+def test_an_edit_is_what_differs_from_the_incumbent_of_its_time_not_from_the_baseline(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.round([knobs(LR=0.2)], keep=0)
+    search.round([knobs(LR=0.4), knobs(DEPTH=8)], near=[1], keep=0)
+    (proposal,) = search.propose()
+    assert (proposal.parts, dict(proposal.knobs)) == (("r02-c01",), {"DEPTH": 8})
+
+
 def test_edits_of_different_incumbents_are_combined(tmp_path: Path) -> None:
     """r02 was proposed before r01 was judged, and r03 after."""
     search = Search(tmp_path)
@@ -290,22 +298,72 @@ def test_a_bound_of_the_space_is_kept(tmp_path: Path) -> None:
     assert [p.parts for p in search.propose(k=99)] == [("r01-c00", "r01-c02"), ("r01-c01", "r01-c02")]
 
 
-def test_a_knob_that_the_incumbent_has_no_more_cannot_be_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_knob_that_one_side_removes_and_the_other_sets(tmp_path: Path, keep: int) -> None:
+    search = Search(tmp_path)
+    gone = code("no width", ("WIDTH = 2**6\n", ""), ("x * WIDTH", "x * 64"))
+    search.round([gone, knobs(WIDTH=32), knobs(LR=0.2)], near=[1 - keep, 2], keep=keep)
+    assert [p.parts for p in search.propose()] == [("r01-c02",)]
+
+
+def test_a_bound_that_names_a_removed_knob_does_not_hold(tmp_path: Path) -> None:
     search = Search(tmp_path, space=from_config(SPACE))
     gone = code("no width", ("WIDTH = 2**6\n", ""), ("x * WIDTH", "x * 64"))
-    search.round([gone, knobs(WIDTH=32), knobs(LR=0.2)], near=[1, 2], keep=0)
-    assert search.propose() == [], "the bound names it, too"
+    search.round([gone, knobs(LR=0.2)], near=[0, 1])
+    assert search.propose() == []
 
 
-@pytest.mark.parametrize(("value", "together"), [(2.0, False), (1.0, True)])
-def test_a_constant_that_both_have_added(tmp_path: Path, value: float, together: bool) -> None:
+def test_code_beside_a_setting_that_another_has_changed(tmp_path: Path) -> None:
     search = Search(tmp_path)
-    one = code(
-        "one", ("BETAS = (0.9, 0.95)\n", "BETAS = (0.9, 0.95)\nSCALE = 1.0\n"), ("x * WIDTH", "x * WIDTH * SCALE")
-    )
-    other = code("other", ("def step", f"SCALE = {value}\n\n\ndef step"), ("x - LR", "x - SCALE * LR"))
+    above = code("imports", ("LR = 0.1  # the rate\n", "import math\nLR = 0.1  # the rate\n"), ("* WIDTH", "* math.pi"))
+    below = code("absolute", LOSS, ("LR = 0.1  # the rate", "LR = 0.2  # the rate"))
+    search.round([knobs(LR=0.2, WIDTH=32), above, below], near=[0, 1, 2])
+    (proposal,) = search.propose()
+    assert proposal.parts == ("r01-c00", "r01-c01", "r01-c02")
+    wanted = "import math\n" + SCRIPT.replace("* WIDTH", "* math.pi").replace(*LOSS)
+    assert search.script_of(proposal) == wanted.replace("0.1", "0.2").replace("2**6", "2**5")
+
+
+def test_a_constant_of_another_type_and_one_moved_twice(tmp_path: Path) -> None:
+    search = Search(tmp_path / "a")
+    search.round([knobs(LR=0.2), code("words", ("DEPTH = 4", "DEPTH = 'deep'")), knobs(WIDTH=32)], near=[0, 1, 2])
+    assert search.propose()[0].parts == ("r01-c00", "r01-c02")
+    search = Search(tmp_path / "b")
+    moved = [code(at, ("WIDTH = 2**6\n", ""), (at, f"WIDTH = 2**6\n\n\n{at}")) for at in ("def loss", "def step")]
+    search.round([*moved, knobs(LR=0.2)], near=[0, 1, 2])
+    assert search.propose()[0].parts == ("r01-c00", "r01-c02")
+
+
+def test_a_result_is_proposed_once_whatever_it_is_made_of(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.round([knobs(LR=0.2, DEPTH=8), knobs(DEPTH=8, WIDTH=32), knobs(LR=0.2, WIDTH=32)], near=[0, 1, 2])
+    search.brief.plan.combine = 9
+    assert [p.parts for p in search.propose(k=99)] == [("r01-c00", "r01-c01")]
+
+
+def test_sets_that_were_tried_on_another_incumbent_are_not_tried_again() -> None:
+    def version(**settings: float) -> Version:
+        return Version(files={}, knobs={"a": 0.0, "b": 0.0, "c": 0.0, **settings})
+
+    def made(*tried: Sequence[str]) -> list[tuple[str, ...]]:
+        edits = [Edit.of(name, name, version(), version(**{name: 1.0})) for name in "abc"]
+        sets = combinations(version(), edits, lambda *texts: None, lambda made: True, frozenset(map(frozenset, tried)))
+        return [tuple(edit.id for edit in parts) for parts, _ in sets]
+
+    assert made() == [tuple("abc"), tuple("ab"), tuple("ac"), tuple("bc"), ("a",), ("b",), ("c",)]
+    assert made("cba", "ca", "b") == [tuple("ab"), tuple("bc"), ("a",), ("c",)]
+
+
+@pytest.mark.parametrize(("where", "together"), [("BETAS = (0.9, 0.95)\n", True), ("def step", False)])
+def test_a_constant_that_both_have_added(tmp_path: Path, where: str, together: bool) -> None:
+    """In one place it is the same change; in two it is assigned twice."""
+    search = Search(tmp_path)
+    top = "BETAS = (0.9, 0.95)\n"
+    one = code("one", (top, f"{top}SCALE = 1.0\n"), ("x * WIDTH", "x * WIDTH * SCALE"))
+    added = f"{top}SCALE = 1.0\n" if together else f"SCALE = 1.0\n\n\n{where}"
+    other = code("other", (where, added), ("x - LR", "x - SCALE * LR"))
     search.round([one, other], near=[0, 1])
-    assert bool(search.propose()) is together
+    assert [dict(p.knobs) for p in search.propose()] == ([{}] if together else [])
 
 
 def test_a_mended_candidate_brings_along_what_it_mended(tmp_path: Path) -> None:
@@ -327,6 +385,13 @@ def test_settings_that_travel_beside_the_script(tmp_path: Path) -> None:
     search.round([knobs(**START | {"LR": 0.2, "DEPTH": 8})])
     search.round([proposal])
     assert [p.parts for p in search.propose()] == [("r01-c00", "r01-c02")], "the pair of settings has been run"
+
+
+def test_a_setting_beside_the_script_that_the_incumbent_does_not_have(tmp_path: Path) -> None:
+    search = Search(tmp_path, **ENV)
+    search.round([knobs(NEW=1), knobs(NEW=2), knobs(LR=0.2)], near=[0, 1, 2])
+    (proposal,) = search.propose()
+    assert (proposal.parts, dict(proposal.knobs)) == (("r01-c00", "r01-c02"), {"NEW": 1, "LR": 0.2})
 
 
 def test_a_change_of_comments_alone_is_no_code(tmp_path: Path) -> None:
