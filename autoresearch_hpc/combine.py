@@ -29,7 +29,6 @@ _ABSENT = object()
 _BASELINE = candidate_id(0, 0)
 _FIRST_ROUND = 2  # before, no round has been judged but the baseline's
 _MOST_PARTS = 8  # near misses that are looked at: the best ones
-_MOST_DROPPED = 3  # combinations a round that fail the checks, each of which takes seconds
 _TITLE_CHARS = 60  # of a part
 
 
@@ -144,7 +143,7 @@ class Combiner:
         """Combinations for round `index`, which has room for k candidates."""
         plan, standing = self._brief.plan, history.incumbent
         most = min(plan.combine, k // 2)
-        if index < _FIRST_ROUND or most < 1 or plan.round(index).candidates or standing is None:
+        if index < _FIRST_ROUND or most < 1 or plan.round(index).candidates or standing is None or not history.pool:
             return []
         incumbent = self._version(history.entry(standing.candidate).candidate)
         entries = list(history.entries())
@@ -152,16 +151,14 @@ class Combiner:
         known = {entry.candidate.fingerprint for entry in entries if entry.candidate}
         tried = frozenset(frozenset(entry.proposal.parts) for entry in entries)
         proposals: list[Proposal] = []
-        dropped = 0
         for parts, version in combinations(incumbent, edits, self._merge, self._allowed, tried):
-            if len(proposals) == most or dropped == _MOST_DROPPED:
+            if len(proposals) == most:
                 break
             if (print_ := self._fingerprint(version)) in known:
                 continue
             known.add(print_)
             proposal = self._proposal(parts, version, incumbent, standing.candidate)
             if problem := self._problem(proposal, incumbent, version):
-                dropped += 1
                 _log.info("round=%d agent=combine dropped %r: %s", index, proposal.title, problem.splitlines()[0])
                 continue
             _log.info("round=%d agent=combine %s", index, proposal.title)
@@ -195,21 +192,20 @@ class Combiner:
             return False
 
     def _problem(self, proposal: Proposal, incumbent: Version, version: Version) -> str:
-        if self._brief.desk is None or not proposal.files:
+        desk = self._brief.desk
+        if desk is None or not proposal.files:
             return ""
-        return self._brief.desk.problem(incumbent.files, version.files)
+        desk.check_stop()
+        return desk.problem(incumbent.files, version.files)
 
     def _proposal(self, parts: Sequence[Edit], version: Version, incumbent: Version, on: str) -> Proposal:
         ids, settings = [edit.id for edit in parts], version.settings_over(incumbent)
         told = [edit.title[:_TITLE_CHARS] for edit in parts if edit.code]
         words = "; ".join([*told, *([changes(settings, {})] if settings else [])])
+        names, reasoning = f"{ids[0]} on {on}", f"A near miss that was tried on an earlier incumbent than {on}."
         if len(ids) > 1:
-            names, reasoning = (
-                " + ".join(ids),
-                f"Near misses, together on {on}: each alone was too small to tell from luck.",
-            )
-        else:
-            names, reasoning = f"{ids[0]} on {on}", f"A near miss that was tried on an earlier incumbent than {on}."
+            names = " + ".join(ids)
+            reasoning = f"Near misses, together on {on}: each alone was too small to tell from luck."
         return Proposal(
             title=f"{names}: {words}",
             knobs=settings,

@@ -69,12 +69,15 @@ class FakeDesk:
     """A desk that finds what the test says, and keeps what it was asked."""
 
     def __init__(self, found: str = "") -> None:
-        self.found = found
+        self.found, self.stops = found, 0
         self.asked: list[tuple[Mapping[str, str], Mapping[str, str]]] = []
 
     def problem(self, before: Mapping[str, str], after: Mapping[str, str], *, quick: bool = False) -> str:
         self.asked.append((before, after))
         return self.found
+
+    def check_stop(self) -> None:
+        self.stops += 1
 
 
 class Search:
@@ -416,7 +419,8 @@ def test_code_is_checked_before_it_costs_a_gpu(tmp_path: Path) -> None:
     desk.found = "undefined name 'y'\nand more"
     desk.asked.clear()
     assert search.propose() == []
-    assert len(desk.asked) == 3, "checks take seconds: after three in vain none is tried"
+    assert len(desk.asked) == 4, "all three, and each pair"
+    assert desk.stops == 5, "each takes seconds"
 
 
 def test_where_there_are_no_combinations(tmp_path: Path) -> None:
