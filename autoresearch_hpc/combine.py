@@ -140,9 +140,11 @@ class Combiner:
         self._brief, self._maker, self._merge = brief, maker, merge
 
     def propose(self, history: History, index: int, k: int) -> list[Proposal]:
-        """Combinations for round `index`, which has room for k candidates."""
+        """Combinations for round `index`, which has room for k candidates beside those that it has already."""
         plan, standing = self._brief.plan, history.incumbent
-        most = min(plan.combine, k // 2)
+        begun = list(history.rounds[index].entries.values()) if index < len(history.rounds) else []
+        most = min(plan.combine, (len(begun) + k) // 2) - sum(bool(entry.proposal.parts) for entry in begun)
+        most = min(most, k)
         if index < _FIRST_ROUND or most < 1 or plan.round(index).candidates or standing is None or not history.pool:
             return []
         incumbent = self._version(history.entry(standing.candidate).candidate)

@@ -125,7 +125,8 @@ class Controller:
                 return proposals
         if k := self._room_for(index, len(proposals)):
             combined = self._combiner.propose(self._history, index, k)
-            proposals += [*combined, *self._agent.ask(self._state(index, tuple(combined)), k - len(combined))]
+            others = k - len(combined)
+            proposals += [*combined, *(self._agent.ask(self._state(index, tuple(combined)), others) if others else [])]
             self._tell_costs(index)
         return proposals
 

@@ -436,3 +436,18 @@ def test_where_there_are_no_combinations(tmp_path: Path) -> None:
     assert [len(search.propose(2, k)) for k in (1, 2, 3, 4, 5, 99)] == [0, 1, 1, 2, 2, 4], "half of K at most"
     plan.combine = 0
     assert search.propose(2) == []
+
+
+def test_a_round_that_has_begun_gets_no_more_than_its_share(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.round([knobs(LR=0.2), knobs(DEPTH=8), knobs(WIDTH=32)], near=[0, 1, 2])
+    search.round([knobs(LR=0.7), knobs(LR=0.6), knobs(LR=0.5)])
+    search.brief.plan.combine = 2
+    assert [len(search.propose(2, k)) for k in (0, 1, 2)] == [0, 1, 2], (
+        "half of what the round will have, as room comes"
+    )
+    search.brief.plan.combine = 1
+    search.round([*search.propose(), knobs(LR=0.8)])
+    assert search.propose(3, k=6) == [], "it has its one"
+    search.brief.plan.combine = 2
+    assert [len(search.propose(3, k)) for k in (0, 1, 2, 6)] == [0, 0, 1, 1]
