@@ -163,6 +163,7 @@ class PlanConfig:
     name: str = MISSING  # the plan's name; the run's tag starts with it
     description: str = ""  # one sentence for people
     k: int | None = 4  # candidates a round; null: as many as GPUs to try them on (cluster.max_parallel, or the tiers')
+    combine: int = 1  # of these, at most so many combine near misses, from round 2 on; never more than half; 0: none
     base: dict[str, Any] = field(default_factory=dict)  # knob settings of the baseline, the run's first commit
     baseline: Baseline = Baseline.alone  # round 0 is the baseline alone, or joined by the first round's candidates
     rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
@@ -172,6 +173,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         require(self.k is None or self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
+        require(self.combine >= 0, f"plan.combine={self.combine}", "give 0 or more")
         require(
             self.max_rounds is None or self.max_rounds >= 0,
             f"plan.max_rounds={self.max_rounds}",
