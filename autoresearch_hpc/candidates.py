@@ -28,7 +28,6 @@ class CandidateMaker:
         self._repo.keep(self._tag, id_, commit)
         patch, diff_lines = self._repo.diff(parent, commit)
         settings = {**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)}
-        sources = self.sources(commit)
         candidate = Candidate(
             id=id_,
             round=round_,
@@ -38,7 +37,7 @@ class CandidateMaker:
             knobs=settings,
             diff_lines=diff_lines,
             net_lines=_net_lines(patch),
-            fingerprint=fingerprint(sources, {} if self.rewrites else settings),
+            fingerprint=fingerprint(self.texts(commit), {} if self.rewrites else settings),
         )
         self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._layout.proposal(id_), to_json(candidate))
@@ -70,6 +69,11 @@ class CandidateMaker:
     def sources(self, commit: str) -> dict[str, str]:
         """The editable files of a commit, path -> text."""
         return {path: self._repo.read(commit, path) for path in self._task.editable_paths}
+
+    def texts(self, commit: str) -> dict[str, str]:
+        """All that decides what a candidate is: its editable files, and the script whose constants are the knobs."""
+        script = {self._task.script: self._repo.read(commit, self._task.script)} if self.rewrites else {}
+        return {**script, **self.sources(commit)}
 
     def script_knobs(self, commit: str) -> Knobs:
         """The constants of the script in a commit; none where knobs travel another way."""

@@ -162,7 +162,8 @@ class PlanConfig:
 
     name: str = MISSING  # the plan's name; the run's tag starts with it
     description: str = ""  # one sentence for people
-    k: int = 4  # candidates a round
+    k: int | None = 4  # candidates a round; null: as many as GPUs to try them on (cluster.max_parallel, or the tiers')
+    combine: int = 1  # of these, at most so many combine near misses, from round 2 on; never more than half; 0: none
     base: dict[str, Any] = field(default_factory=dict)  # knob settings of the baseline, the run's first commit
     baseline: Baseline = Baseline.alone  # round 0 is the baseline alone, or joined by the first round's candidates
     rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
@@ -171,7 +172,8 @@ class PlanConfig:
     validate: ValidateConfig = field(default_factory=ValidateConfig)  # the best are run again on another tier
 
     def __post_init__(self) -> None:
-        require(self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
+        require(self.k is None or self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
+        require(self.combine >= 0, f"plan.combine={self.combine}", "give 0 or more")
         require(
             self.max_rounds is None or self.max_rounds >= 0,
             f"plan.max_rounds={self.max_rounds}",
@@ -208,7 +210,7 @@ class PlanConfig:
     def num_candidates(self, index: int) -> int:
         """How many candidates round index has; at most, where an agent proposes them."""
         planned = self.round(index)
-        return len(planned.candidates) or planned.k or self.k
+        return len(planned.candidates) or planned.k or self.k or 1
 
 
 @dataclass
@@ -535,6 +537,11 @@ class Config:
         require(self.schedule in SCHEDULES, f"schedule={self.schedule} is unknown", f"give {' or '.join(SCHEDULES)}")
         require(self.tiers in ("plan", "any"), f"tiers={self.tiers} is unknown", "give plan or any")
         names, plan = self.cluster.tier_names, self.plan
+        if plan.k is None:
+            tried_on = names if self.tiers == "any" else (plan.screen or names[0],)
+            slots = [self.cluster.on(name).max_parallel for name in tried_on]
+            plan.k = sum(number or 0 for number in slots)
+            require(all(slots), "plan.k=null, and it is not known how many GPUs there are", "set cluster.max_parallel")
         require(
             self.tiers == "plan" or len(names) > 1,
             "tiers=any with one kind of GPU",

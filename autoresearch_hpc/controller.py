@@ -11,11 +11,13 @@ round. Each round is judged for itself, against the incumbent of that moment.
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from autoresearch_hpc import decide, effects, report, space
 from autoresearch_hpc.agents import PlannedAgent
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
+from autoresearch_hpc.combine import Combiner
 from autoresearch_hpc.config import Baseline, Config
 from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
 from autoresearch_hpc.fanout import Fanout
@@ -53,6 +55,7 @@ class Controller:
         repo: Repo,
         agent: PlannedAgent,
         maker: CandidateMaker,
+        combiner: Combiner,
         fanout: Fanout,
         budget: Budget,
         stop: StopRequest,
@@ -60,6 +63,7 @@ class Controller:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
+        self._combiner = combiner
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
         self._async = config.schedule == "async"
@@ -132,7 +136,7 @@ class Controller:
 
     def _num_free(self) -> int:
         """Slots for candidates that nothing fills."""
-        slots = self._tiers.num_screening or self._config.plan.k
+        slots = self._tiers.num_screening or self._config.plan.num_candidates(len(self._history.rounds))
         screens = self._tiers.screens
         busy = sum(trial.tier in screens for trial in self._history.outstanding)
         lacking = [(want, n) for round_ in self._history.open_rounds for want, n in round_.missing.items()]
@@ -190,7 +194,10 @@ class Controller:
             if plan.baseline is Baseline.alone:
                 return proposals
         if k := self._room_for(index, len(proposals), begun):
-            proposals += self._agent.ask(self._state(index, begun), k)
+            combined = self._combiner.propose(self._history, index, k)
+            state, others = self._state(index, begun), k - len(combined)
+            state = replace(state, running=(*state.running, *combined))
+            proposals += [*combined, *(self._agent.ask(state, others) if others else [])]
             self._tell_costs(index)
         return proposals
 
@@ -231,7 +238,7 @@ class Controller:
             direction=history.direction,
             metric=history.metric,
             incumbent=incumbent.candidate if incumbent else None,
-            incumbent_value=entry.value if entry and incumbent else None,
+            incumbent_value=next((o.value for o in outcomes if entry and o.candidate == entry.id and incumbent), None),
             incumbent_knobs=knobs,
             source=source,
             outcomes=outcomes,

@@ -88,13 +88,17 @@ class Fanout:
             self._collect()
             self._charge()
             self._stop.check()
-            if self._history.outstanding:
-                time.sleep(self._config.poll_s if self._on_slurm else _LOCAL_POLL_S)
-            elif not self._pacing.due:
-                time.sleep(_LOCAL_POLL_S)
+            if not enough():
+                self._pause()
         for round_ in rounds:
             if until is None and round_.complete:
                 self.require_one(round_)
+
+    def _pause(self) -> None:
+        if self._history.outstanding:
+            time.sleep(self._config.poll_s if self._on_slurm else _LOCAL_POLL_S)
+        elif not self._pacing.due:
+            time.sleep(_LOCAL_POLL_S)
 
     # submitting
 

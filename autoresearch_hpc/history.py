@@ -152,6 +152,11 @@ class Entry:
         return _values(self.good(self.deciding_tier))
 
     @property
+    def one_kind(self) -> bool:
+        """Whether all of its trials compare."""
+        return len({result.kind for result in self.results}) < 2
+
+    @property
     def decided(self) -> bool:
         """Whether its value comes from where it is decided what is kept."""
         return not self.deciding_tier or any(
@@ -326,7 +331,11 @@ class History:
         return self.noise.standard_error(len(entry.values)) if self.noise else None
 
     def outcomes(self, *, unjudged: bool = False) -> tuple[Outcome, ...]:
-        """What agents hear: every candidate of a judged round; also those of others that have a result, if asked."""
+        """What agents hear: every candidate of a judged round; also those of others that have a result, if asked.
+
+        A value from another kind of GPU than the baseline's is shifted by what a candidate differs that ran on both.
+        """
+        shifts = self._shifts()
         return tuple(
             Outcome(
                 candidate=entry.id,
@@ -334,19 +343,37 @@ class History:
                 proposal=entry.proposal,
                 knobs=entry.candidate.knobs if entry.candidate else {},
                 status=entry.result.status if entry.result else Status.LOST,
-                value=mean(_values(entry.screened)) if entry.screened else None,
+                value=mean(_values(screened)) + shifts.get(screened[-1].kind, 0.0) if screened else None,
                 verdict=entry.verdict,
                 finding=entry.finding,
                 error=entry.result.error if entry.result else None,
                 fingerprint=entry.candidate.fingerprint if entry.candidate else "",
                 peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
-                num_trials=max(len(entry.screened), 1),
-                kind=entry.screened[-1].kind if entry.screened else "",
+                num_trials=max(len(screened), 1),
+                kind=screened[-1].kind if screened else "",
             )
             for round_ in self.rounds
             for entry in round_.entries.values()
+            for screened in [entry.screened]
             if round_.judged or (unjudged and entry.result)
         )
+
+    def _shifts(self) -> dict[str, float]:
+        """Kind of GPU -> what brings its values to the level of the baseline's."""
+        first = next(self.entries(), None)
+        main = first.screened[-1].kind if first and first.screened else None
+        shifts: dict[str, float] = {}
+        if main is None or all(entry.one_kind for entry in self.entries()):
+            return shifts
+        for entry in self.entries():
+            by_kind: dict[str, list[float]] = {}
+            for result in entry.results:
+                if result.metric.value is not None:
+                    by_kind.setdefault(result.kind, []).append(result.metric.value)
+            if main in by_kind:
+                for kind in by_kind.keys() - {main} - shifts.keys():
+                    shifts[kind] = mean(by_kind[main]) - mean(by_kind[kind])
+        return shifts
 
     def trials(self) -> Iterator[Trial]:
         """Every trial, in order, dropped ones too."""

@@ -68,7 +68,7 @@ def figures(loaded: Config) -> Iterator[str]:
     at_once = f"{parallel} at once" if parallel else "all of a round at once"
     yield f"trials        {trials} in {formats.count(len(_sizes(loaded)), 'round')}, {at_once}"
     for tier in tiers.used if len(cluster.tiers) > 1 else ():
-        yield f"tier          {_tier(loaded, tiers, tier)}"
+        yield f"tier          {_tier(tiers, tier)}"
     further = [along + sum(sizes) for along, sizes in zip(controls, looks, strict=True)]
     if most := sum(further):
         in_round = formats.count(max(further), "further trial")
@@ -79,11 +79,12 @@ def figures(loaded: Config) -> Iterator[str]:
     yield f"GPU hours     {expected:.2f} of training, at most {worst:.2f}"
     if price or _worst_usd(loaded):
         usd = f"{formats.usd(expected * price)} of training, at most {formats.usd(_worst_usd(loaded))}"
-        yield f"cost          {usd} at {formats.usd(price)} per GPU hour"
+        at = f" at {formats.usd(price)} per GPU hour" if len(tiers.used) == 1 else ""
+        yield f"cost          {usd}{at}"
     planned, arrays = _sizes(loaded), [size for sizes in looks for size in sizes]
     arrays += [size + along for size, along in zip(planned, controls, strict=True)]
     training, longest = (
-        formats.duration(_waves(loaded, planned) * task.train_s),
+        formats.duration(max(_waves(loaded, planned), _validation_waves(loaded)) * task.train_s),
         formats.duration(_waves(loaded, arrays) * task.wall_limit_s),
     )
     yield f"wall time     {training} of training, at most {longest}"
@@ -181,6 +182,15 @@ def _validations(loaded: Config) -> list[int]:
     return [own, *(count * tiers.seeds + controls + own for count in best)]
 
 
+def _validation_waves(loaded: Config) -> int:
+    """How often the tier that validates is filled, without the incumbent's trials; it works beside the other."""
+    tiers = Tiers.of(loaded)
+    slots = tiers.slots[tiers.validates] if tiers.validates else None
+    rounds = range(loaded.plan.first_round, loaded.plan.num_rounds + 1)
+    best = [min(tiers.top, loaded.plan.num_candidates(index)) * tiers.seeds for index in rounds]
+    return sum(math.ceil(count / slots) for count in best) if slots else 0
+
+
 def _worst_usd(loaded: Config) -> float:
     """With every trial at its limits, each at its tier's price; with tiers=any at the dearest."""
     tiers, hours = Tiers.of(loaded), loaded.task.wall_limit_s / 3600
@@ -190,12 +200,11 @@ def _worst_usd(loaded: Config) -> float:
     return hours * (others * screening + sum(_validations(loaded)) * validating)
 
 
-def _tier(loaded: Config, tiers: Tiers, tier: str) -> str:
+def _tier(tiers: Tiers, tier: str) -> str:
     """What happens on a tier."""
     slots, price = tiers.slots[tier], tiers.price(tier)
-    plan = loaded.plan
-    does = f"the best {tiers.top} of a round, {formats.count(tiers.seeds, 'seed')} each"
-    does = does if tier == tiers.validates else f"{plan.name}'s candidates"
+    does = f"the best {tiers.top} of a round again, {formats.count(tiers.seeds, 'seed')} each"
+    does = does if tier == tiers.validates else "candidates are tried"
     at_once = f", {formats.count(slots, 'GPU')} at once" if slots else ""
     return f"{tier}: {does}{at_once}{f', {formats.usd(price)} per GPU hour' if price else ''}"
 
@@ -293,7 +302,8 @@ def _device(loaded: Config) -> str:
 def _cluster(cluster: ClusterConfig) -> str:
     kind = "this machine" if _is_local(cluster) else "Slurm"
     unsure = ", where it answers, else this machine" if cluster.kind is ClusterKind.auto and kind == "Slurm" else ""
-    return f"{kind}{unsure}; tier {cluster.tier}"
+    names = cluster.tier_names
+    return f"{kind}{unsure}; {'tier' if len(names) == 1 else 'tiers'} {', '.join(names)}"
 
 
 def _asks_for_gpu(cluster: ClusterConfig) -> bool:

@@ -58,7 +58,7 @@ class Proposal:
     """An edit that an agent asks for: knob settings, whole files (path -> new text), or both.
 
     `on` names the candidate that the edit starts from, by its `name` or id ("baseline" is round 0's first); None is
-    the incumbent. An empty edit on the incumbent is a replicate.
+    the incumbent. An empty edit on the incumbent is a replicate. `parts` are the near misses that a combination is of.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Proposal:
     name: str | None = None
     origin: str = ""  # the agent that asked
     reasoning: str = ""
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,8 @@ class TrialSpec:
 class Outcome:
     """What an agent hears of one candidate: its edit, its settings, how it ended and what was decided.
 
-    `value` is the mean over its `num_trials` good trials; `finding` compares it with the incumbent of its time, with
+    `value` is the mean over its `num_trials` good trials where candidates are tried, brought to the level of the
+    baseline's kind of GPU where they run on several; `finding` compares it with the incumbent of its time, with
     the noise, and its `words` say so in a line. The baseline has none; of what failed or could not be compared it has
     no gain.
     """
@@ -276,9 +278,10 @@ class SearchState:
 
     `failed` are the editable files of the newest judged round's candidates that failed: what a mended version of one
     starts from (`Proposal.on`). `running` are the proposals that are under way and have no outcome yet: of a round that
-    trains while the next one is thought about, or of all open ones where rounds overlap. `num_proposed` candidates of
-    the round were proposed before; 0 but with schedule=async. `remaining` says what the budget still has, in words.
-    `effects` is what the results tell of the space's knobs; None while they are too few.
+    trains while the next one is thought about, or of all open ones where rounds overlap, and combinations of near
+    misses that the round has already. `num_proposed` candidates of the round were proposed before; 0 but with
+    schedule=async. `remaining` says what the budget still has, in words. `effects` is what the results tell of the
+    space's knobs; None while they are too few.
     """
 
     index: int

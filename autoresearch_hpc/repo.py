@@ -154,6 +154,23 @@ class Repo:
                 f"{path} in commit {commit[:7]} is not UTF-8 text", "remove it from task.editable"
             ) from None
 
+    def merge(self, base: str, ours: str, theirs: str) -> str | None:
+        """A text with the changes of both from base; None where they conflict."""
+        scratch = Path(tempfile.gettempdir())
+        with storing(scratch), tempfile.TemporaryDirectory(prefix="autoresearch-merge-") as folder:
+            paths = [Path(folder) / name for name in ("ours", "base", "theirs")]
+            for path, text in zip(paths, (ours, base, theirs), strict=True):
+                path.write_bytes(text.encode("utf-8"))
+            try:
+                return self._bytes("merge-file", "-p", "-q", *map(str, paths)).decode("utf-8")
+            except git.GitCommandError as error:
+                if error.status in range(1, 128):  # so many conflicts
+                    return None
+                said = " ".join(str(error.stderr).split())
+                raise RepoError(
+                    f"git merge-file failed: {said}", "is git 2.30 or newer, and the text no binary?"
+                ) from error
+
     def working_text(self, path: str) -> str | None:
         """A file of the user's checkout as it is now; None where there is none, or no text."""
         try:

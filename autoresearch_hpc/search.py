@@ -16,6 +16,7 @@ from pathlib import Path
 from autoresearch_hpc import __version__, agents, cluster, decide, preflight, report, rundir
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
+from autoresearch_hpc.combine import Combiner
 from autoresearch_hpc.config import Config
 from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.dataset import Dataset
@@ -138,7 +139,7 @@ def _controller(
         data_sha256=dataset.manifest.sha256 if dataset else None,
     )
     maker = CandidateMaker(repo, layout, config.task, tag)
-    agent = agents.build(replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd)))
+    brief = replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd))
     budget = Budget(
         config=config.budget,
         tiers=Tiers.of(config),
@@ -152,8 +153,9 @@ def _controller(
         layout=layout,
         ledger=ledger,
         repo=repo,
-        agent=agent,
+        agent=agents.build(brief),
         maker=maker,
+        combiner=Combiner(brief, maker, repo.merge),
         fanout=fanout,
         budget=budget,
         stop=stop,

@@ -147,7 +147,7 @@ class Run:
         self.layout = RunLayout(repository / "runs" / "scale")
         low, high = options.seconds
         plan = {"schedule": options.schedule, "rounds": options.waves - 1, "python": sys.executable}
-        plan["backlog"] = 3 if options.schedule == "async" else 0
+        plan["backlog"] = 6 if options.schedule == "async" else 0
         self._write("conf/round/scale.yaml", PLAN.format(**plan))
         self._write("fit.py", SCRIPT.format(low=low, high=high))
         who = ["-c", "user.name=Scale", "-c", "user.email=scale@localhost"]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from toy import Command, Toy
 
@@ -59,9 +60,9 @@ def killed_between_looks(toy: Toy, tag: str) -> None:
     assert (toy.run_dir(tag) / "candidates.csv").read_text().count("\n") == 1 + 4
 
 
-def killed_at(toy: Toy, tag: str, moment: str, event: str) -> Command:
+def killed_at(toy: Toy, tag: str, moment: str, event: str, *words: str) -> Command:
     """Start or resume the search under a controller that will be killed before or after its first such event."""
-    return toy.start(str(_DRIVER), moment, event, "1", "--", *toy.words(tag), module="")
+    return toy.start(str(_DRIVER), moment, event, "1", "--", *toy.words(tag, *words), module="")
 
 
 def killed_while_training(toy: Toy, tag: str) -> None:
@@ -179,6 +180,123 @@ def complete(toy: Toy, tag: str, *, interruptions: int = 0, runs: int = 1) -> No
     if max(wanted.values()) == 1:  # decide=best
         assert incumbent["value"] == min(*values.values())[0]
     assert toy.git("rev-parse", f"autoresearch/{tag}").strip() == incumbent["commit"]
+
+
+# Two kinds of GPU, one trial at a time on the second.
+TWO_TIERS = "+cluster.tiers={screen:{max_parallel:2},validate:{max_parallel:1}}"
+VALIDATED = ("plan.validate.top=2", "plan.validate.seeds=2")
+
+
+def overlapping_killed(toy: Toy, tag: str, *words: str) -> None:
+    """SIGKILL around events of rounds that overlap, each time in a controller that resumes the last one's run."""
+    ladder = [event for event in EVENTS if event not in ("run.started", "run.stopped", "run.resumed")]
+    for event in [*ladder, *ladder]:
+        killed_at(toy, tag, "after", event, *words).finish(-signal.SIGKILL, timeout_s=60)
+    toy.search(tag, *words).finish()
+    each_once(toy, tag)
+
+
+def each_once(toy: Toy, tag: str) -> None:
+    """Rounds that may overlap came to their end: what was wanted was run once, on the tier where it was wanted."""
+    journal = toy.journal(tag)
+    wanted: Counter[tuple[str, str]] = Counter()
+    for line in journal:
+        if line["event"] == "round.committed":
+            wanted.update(line["tiers"].items())
+        if line["event"] == "trials.wanted":
+            wanted.update({(id_, line["tier"]): count for id_, count in line["trials"].items()})
+    told = [line["result"] for line in journal if line["event"] == "trial.done"]
+    assert Counter((result["candidate"], result["tier"]) for result in told) == wanted
+    assert len({result["trial"] for result in told}) == len(told), "no result is told twice"
+    assert {result["status"] for result in told} == {"OK"}
+    trained: Counter[str] = Counter()
+    for (candidate, _), count in wanted.items():
+        trained[candidate] += count
+    assert toy.trained() == trained, "nothing is trained twice"
+    proposed = [id_ for line in journal if line["event"] == "round.proposed" for id_ in line["proposals"]]
+    assert len(set(proposed)) == len(proposed)
+    for event in ("round.judged", "round.closed"):
+        assert sorted(line["round"] for line in journal if line["event"] == event) == list(range(_rounds(journal)))
+    assert (journal[-1]["event"], journal[-1]["reason"]) == ("run.stopped", "the plan is complete")
+    incumbent = [line for line in journal if line["event"] == "round.judged"][-1]["incumbent"]
+    assert toy.git("rev-parse", f"autoresearch/{tag}").strip() == incumbent["commit"]
+
+
+def validated_beside_the_next_round(toy: Toy, tag: str, tiers: str = TWO_TIERS) -> None:
+    """The best of each round are run again on the other tier while the next round is screened; only they are kept."""
+    toy.search(tag, tiers, *VALIDATED).finish()
+    each_once(toy, tag)
+    journal = toy.journal(tag)
+    results = {line["trial"]: line["result"] for line in journal if line["event"] == "trial.done"}
+    stages = [line for line in journal if line["event"] == "trials.wanted" and line["stage"] == "validation"]
+    assert [line["tier"] for line in stages] == ["validate"] * len(stages)
+    screened = {r["candidate"]: r["metric"]["value"] for r in results.values() if r["trial"].endswith("-t0")}
+    for line in stages:
+        mine = sorted(
+            (id_ for id_ in screened if id_.startswith(f"r{line['round']:02d}")), key=lambda id_: screened[id_]
+        )
+        chosen = {id_: count for id_, count in line["trials"].items() if id_ in mine}
+        assert chosen == dict.fromkeys(mine[:2], 2), "two seeds each of the two best"
+    assert any(_order(journal, "submit.intent", line["round"] + 1) < _order(journal, "round.judged", line["round"])
+               for line in stages[:-1]), "the next round is under way before this one is judged"  # fmt: skip
+    judged = [line for line in journal if line["event"] == "round.judged"]
+    for line in judged[1:]:
+        values = [r for r in results.values() if r["candidate"] == line["incumbent"]["candidate"]]
+        assert {r["tier"] for r in values} == {"screen", "validate"}, "the incumbent has a baseline on each"
+        beaten = [id_ for id_, finding in line["findings"].items() if finding["call"] == "screened out"]
+        assert len(beaten) == len(line["findings"]) - 2
+    known = [
+        r["metric"]["value"]
+        for r in results.values()
+        if r["candidate"] == judged[-1]["incumbent"]["candidate"] and r["tier"] == "validate"
+    ]
+    assert abs(judged[-1]["incumbent"]["value"] - mean(known)) < 0.1
+
+
+def slots_are_refilled(toy: Toy, tag: str, k: int) -> None:
+    """`schedule=async`: a slot that comes free has its next candidate before the round's others have ended."""
+    toy.search(tag, "schedule=async").finish()
+    each_once(toy, tag)
+    journal = toy.journal(tag)
+    parts = Counter(line["round"] for line in journal if line["event"] == "round.proposed")
+    assert max(parts.values()) > 1, "a round is proposed in parts, as slots come free"
+    proposed = Counter(
+        id_.split("-")[0] for line in journal if line["event"] == "round.proposed" for id_ in line["proposals"]
+    )
+    assert {count for name, count in proposed.items() if name != "r00"} == {k}
+    running, most, seen = 0, 0, 0
+    for line in journal:
+        running += len(line["trials"]) if line["event"] == "submit.intent" else 0
+        running -= line["event"] == "trial.done"
+        most = max(most, running)
+        seen += line["event"] == "round.proposed" and running > 0
+    assert most == 2, "never more than cluster.max_parallel"
+    assert seen >= 3, "candidates are proposed while others run"
+
+
+def spread_over_tiers(toy: Toy, tag: str) -> None:
+    """`tiers=any`: a round runs on both kinds of GPU, each candidate compared with the incumbent on its own."""
+    toy.search(tag, TWO_TIERS, "tiers=any").finish()
+    each_once(toy, tag)
+    journal = toy.journal(tag)
+    places = [set(line["tiers"].values()) for line in journal if line["event"] == "round.committed"]
+    assert places[1:] == [{"screen", "validate"}] * len(places[1:])
+    (first, *_) = [line for line in journal if line["event"] == "round.judged" and line["round"] == 1]
+    assert all("not compared" not in finding["call"] for finding in first["findings"].values())
+    baseline = [
+        line["result"]["tier"]
+        for line in journal
+        if line["event"] == "trial.done" and line["result"]["candidate"] == "r00-c00"
+    ]
+    assert set(baseline) == {"screen", "validate"}
+
+
+def _rounds(journal: list[dict[str, Any]]) -> int:
+    return 1 + max(line["round"] for line in journal if line["event"] == "round.proposed")
+
+
+def _order(journal: list[dict[str, Any]], event: str, round_: int) -> int:
+    return next(line["seq"] for line in journal if line["event"] == event and line["round"] == round_)
 
 
 def _events(toy: Toy, tag: str) -> Counter[str]:

@@ -53,7 +53,7 @@ class Toy:
     """`root` is the repository. Its plan is +round=toy: a random search over LR, minimizing a loss.
 
     Each candidate is trained once and the best number kept, unless `decide` says otherwise. `noise` is the standard
-    deviation of what a trial's seed adds to its loss.
+    deviation of what a trial's seed adds to its loss, `sleep_s` how long a training takes: seconds, or an expression.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Toy:
         cluster: str,
         k: int = 2,
         rounds: int = 1,
-        sleep_s: float = 0.0,
+        sleep_s: float | str = 0.0,
         baseline: str = "alone",
         first_k: int | None = None,
         decide: str = "best",

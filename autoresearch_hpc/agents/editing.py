@@ -8,6 +8,7 @@ While a round trains the next one is drafted. When the results are in, the autho
 `agent.revise_s` at most; else those that still apply to the incumbent go out.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -215,7 +216,19 @@ class EditingAgent:
         """Fingerprint -> what it is, of everything that was tried and of the incumbent."""
         found = {o.fingerprint: _told(o) for o in self._outcomes if o.fingerprint and o.status not in _NO_FAULT}
         beside = {} if self._brief.script else state.incumbent_knobs
-        return {**found, fingerprint(state.source, beside): "the incumbent"}
+        return {**found, **self._running(state), fingerprint(state.source, beside): "the incumbent"}
+
+    def _running(self, state: SearchState) -> dict[str, str]:
+        """The same of what is in training, or in the round already, as far as it starts from the incumbent."""
+        script, found = self._brief.script, {}
+        for proposal in state.running:
+            files, settings = {**state.source, **proposal.files}, {**state.incumbent_knobs, **proposal.knobs}
+            with contextlib.suppress(KnobError):  # of other code
+                if script:
+                    files[script] = knobs.rewrite(files[script], proposal.knobs, script)
+                told = f"{proposal.title!r}, whose result is not known yet"
+                found[fingerprint(files, {} if script else settings)] = told
+        return found
 
     # what the sampler adds
 

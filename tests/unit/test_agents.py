@@ -240,6 +240,21 @@ def test_settings_that_travel_beside_the_script_count_as_tried(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_a_combination_counts_as_tried_before_its_result_and_after(name: str) -> None:
+    """It names only the knobs that it changes."""
+    agent, heard = make(name, space(**SMALL)), [outcome(0, {}, 0.5)]
+    agent.tell(heard)
+    combined = Proposal(title="a + b: DEPTH=6", knobs={"DEPTH": 6}, origin="combine", parts=("a", "b"))
+    first = agent.ask(replace(state(1, heard), running=(combined,)), 6)
+    heard.append(outcome(1, {"DEPTH": 6}, 0.4, round_=1, proposal=combined))
+    agent.tell(heard[1:])
+    second = agent.ask(state(2, heard), 6)
+    for proposals in (first, second):
+        found = {(p.knobs["DEPTH"], p.knobs["PATTERN"]) for p in proposals}
+        assert found == {(6, "L"), (8, "L"), (10, "SSSL"), (10, "L")}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_bounds_that_nothing_meets_give_no_proposals(name: str) -> None:
     config = SpaceConfig(knobs={"DEPTH": DOMAINS["DEPTH"], "LR": DOMAINS["LR"]}, bounds=["DEPTH > VOCAB_SIZE"])
     assert make(name, from_config(config)).ask(state(), 2) == []

@@ -388,6 +388,15 @@ def test_each_slot_has_a_request_with_a_direction_of_its_own(desk: FakeDesk, ser
 # ---- Thinking ahead
 
 
+def test_what_the_round_has_already_is_not_proposed_again(desk: FakeDesk, serve: Any) -> None:
+    both = SOURCE.replace("x - LR * x", "x - LR * x * 2")
+    combined = Proposal(title="two together", knobs={"LR": 0.2}, files={"train.py": both}, parts=("a", "b"))
+    alike = by_files("the same", {"train.py": both.replace("LR = 0.1", "LR = 2e-1")})
+    server = serve(in_turn(Reply.text(proposals(alike, *good(1)))))
+    made = agent(desk, server, repairs=0).ask(state(2, running=(combined,)), K)
+    assert [proposal.title for proposal in made] == ["rate 1", "factor 1", "whole 1", "depth 1"]
+
+
 def test_drafts_are_revised_when_results_are_in(desk: FakeDesk, serve: Any) -> None:
     answers = [Reply.text(proposals(*good(1))), Reply.text(proposals({"draft": 2}, *good(2)[:3]))]
     server = serve(in_turn(*answers))

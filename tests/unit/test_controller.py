@@ -24,10 +24,12 @@ class Listener:
 
     def __init__(self) -> None:
         self.asked: list[SearchState] = []
+        self.wanted: list[int] = []
         self.told: list[Outcome] = []
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
         self.asked.append(state)
+        self.wanted.append(k)
         return []
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
@@ -45,6 +47,7 @@ class Seat:
 
     def __init__(self, run: FakeRun, journal: Journal, decide: DecideConfig) -> None:
         self.run, self.agent, self.ledger = run, Listener(), Ledger(journal)
+        self.combined: list[Proposal] = []
         absent: Any = SimpleNamespace()
         config = Config(plan=PlanConfig(name="p", max_rounds=9), decide=decide)
         self.controller = Controller(
@@ -54,6 +57,7 @@ class Seat:
             repo=SimpleNamespace(working_text=lambda path: f"what {path} says"),  # type: ignore[arg-type]
             agent=self.agent,  # type: ignore[arg-type]
             maker=SimpleNamespace(sources=lambda commit: {"train.py": f"# {commit}"}),  # type: ignore[arg-type]
+            combiner=SimpleNamespace(propose=lambda history, index, k: self.combined),  # type: ignore[arg-type]
             fanout=absent,
             budget=Budget(config=BudgetConfig(), tiers=Tiers.of(config), job_limit_s=1.0),
             stop=absent,
@@ -89,6 +93,14 @@ def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> Non
     near = next(outcome for outcome in state.outcomes if outcome.candidate == state.pool[0])
     assert near.finding
     assert near.finding.words.startswith("near miss: +0.001500 ± 0.001300, p=0.071 of K=3, expected +0.000900 (")
+
+
+def test_combinations_take_slots_of_the_agent_which_hears_of_them(seat: Seat) -> None:
+    assert seat.controller._propose(4) == []
+    seat.combined = [Proposal(title="both", parts=("r01-c01", "r03-c00"))]
+    assert seat.controller._propose(4) == seat.combined
+    assert seat.agent.wanted == [4, 3]
+    assert [set(seat.combined[0].parts) in [set(p.parts) for p in s.running] for s in seat.agent.asked] == [False, True]
 
 
 def test_a_judgement_is_journaled_in_numbers_and_replays_to_the_same_state(seat: Seat) -> None:

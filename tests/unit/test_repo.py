@@ -135,3 +135,24 @@ def test_a_missing_file_names_the_commit(root: Path) -> None:
     repo = Repo(root)
     with pytest.raises(RepoError, match=rf"nope.py is not in commit {repo.head[:7]}"):
         repo.read(repo.head, "nope.py")
+
+
+BASE = "a = 1\n\n\ndef f():\n    return 'ü'\n\n\nb = 2\n"
+
+
+def test_changes_of_two_texts_are_merged(root: Path, tmp_path: Path) -> None:
+    git(root, "config", "merge.conflictStyle", "diff3")
+    before = fingerprint(root)
+    repo = Repo(root)
+    ours, theirs = BASE.replace("a = 1", "a = 3"), BASE.replace("b = 2\n", "b = 2\nc = 'é'\n")
+    assert repo.merge(BASE, ours, theirs) == BASE.replace("a = 1", "a = 3") + "c = 'é'\n"
+    assert repo.merge(BASE, ours, BASE) == ours
+    assert repo.merge(BASE, ours, ours) == ours, "the same change on both sides is one"
+    assert repo.merge(BASE, ours, BASE.replace("a = 1", "a = 4")) is None
+    assert repo.merge(BASE, ours, BASE.replace("a = 1", "a = 4").replace("b = 2", "b = 4")) is None
+    windows = [text.replace("\n", "\r\n") for text in (BASE, ours, theirs)]
+    assert repo.merge(*windows) == repo.merge(BASE, ours, theirs).replace("\n", "\r\n")  # type: ignore[union-attr]
+    assert repo.merge("a\n\n\nb", "x\n\n\nb", "a\n\n\nb\nc") == "x\n\n\nb\nc", "no line end is added"
+    assert fingerprint(root) == before
+    with pytest.raises(RepoError, match="merge-file failed"):
+        repo.merge("a\0", "b\0", "c\0")
