@@ -146,6 +146,7 @@ class Desk:
             ),
             agent=self.author,  # type: ignore[arg-type]
             maker=Maker(),  # type: ignore[arg-type]
+            combiner=SimpleNamespace(propose=lambda history, index, k: []),  # type: ignore[arg-type]
             fanout=self.trainer,  # type: ignore[arg-type]
             budget=Budget(config=self.budget, tiers=self.tiers, job_limit_s=3600.0),
             stop=StopRequest("resume"),
