@@ -537,11 +537,6 @@ class Config:
         require(self.schedule in SCHEDULES, f"schedule={self.schedule} is unknown", f"give {' or '.join(SCHEDULES)}")
         require(self.tiers in ("plan", "any"), f"tiers={self.tiers} is unknown", "give plan or any")
         names, plan = self.cluster.tier_names, self.plan
-        if plan.k is None:
-            tried_on = names if self.tiers == "any" else (plan.screen or names[0],)
-            slots = [self.cluster.on(name).max_parallel for name in tried_on]
-            plan.k = sum(number or 0 for number in slots)
-            require(all(slots), "plan.k=null, and it is not known how many GPUs there are", "set cluster.max_parallel")
         require(
             self.tiers == "plan" or len(names) > 1,
             "tiers=any with one kind of GPU",
@@ -567,3 +562,8 @@ class Config:
             require(
                 not name or name in names, f"the plan's tier {name} is none of the cluster's", f"it has {list(names)}"
             )
+        if plan.k is None:
+            tried_on = names if self.tiers == "any" else (plan.screen or names[0],)
+            slots = [self.cluster.on(name).max_parallel for name in tried_on]
+            plan.k = sum(number or 0 for number in slots)
+            require(all(slots), "plan.k=null, and it is not known how many GPUs there are", "set cluster.max_parallel")

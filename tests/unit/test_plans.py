@@ -111,11 +111,16 @@ def test_the_plans_are_there() -> None:
     assert {"none", "seed", "h200"} <= set(SPACES)
 
 
+def words(name: str) -> list[str]:
+    """What a plan needs on the command line."""
+    return [f"+round={name}", *(["cluster=two_tiers"] if name == "tiers" else [])]
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_composes_says_what_it_is_and_proposes_full_rounds(name: str) -> None:
     text = (CONF / "round" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n# ")
-    loaded = load(f"+round={name}")
+    loaded = load(*words(name))
     assert loaded.plan.name == name
     assert loaded.plan.description.endswith(".")
     first = loaded.plan.first_round
@@ -127,7 +132,7 @@ def test_every_plan_composes_says_what_it_is_and_proposes_full_rounds(name: str)
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_fits_the_published_script(name: str) -> None:
-    loaded = load(f"+round={name}")
+    loaded = load(*words(name))
     if searched := space.from_config(loaded.space):
         searched.validate_knobs(UPSTREAM)
     source = knobs.rewrite(SCRIPT, loaded.plan.base)
