@@ -99,6 +99,14 @@ def test_one_screening_tier_takes_all() -> None:
     assert set(tiers.spread(ids(40), {"h100": 99}).values()) == {"h100"}
 
 
+def test_a_wave_may_be_as_large_as_there_are_gpus_to_try_candidates_on() -> None:
+    assert config(k=None).plan.k == 13
+    assert config(k=None, screen="h200").plan.num_candidates(1) == 3
+    assert config(k=None, validate=ValidateConfig(top=1)).plan.k == 13
+    assert config(k=None, spread="any").plan.k == 16
+    assert Config(plan=PlanConfig(name="p", k=None), cluster=ClusterConfig(max_parallel=5)).plan.k == 5
+
+
 # what a trial asks for on a tier
 
 
@@ -207,6 +215,11 @@ def test_a_tier_that_is_not_listed_is_the_cluster_itself() -> None:
             {"validate": ValidateConfig(top=1, tier="h100")},
             "plan p screens and validates on h100; "
             "choose two tiers, or set plan.validate.top=0 and let decide.looks run the best again",
+        ),
+        (
+            config,
+            {"tiers": {"b200": B200}, "k": None},
+            "plan.k=null, and it is not known how many GPUs there are; set cluster.max_parallel",
         ),
         (config, {"screen": "h10"}, "the plan's tier h10 is none of the cluster's; it has ['h100', 'h200']"),
         (
