@@ -590,6 +590,16 @@ def test_nothing_is_left_out_while_anything_is_under_way(tiers: Bench) -> None:
     assert second.complete
 
 
+def test_nor_of_a_round_of_which_nothing_is_under_way_while_another_trains(tiers: Bench) -> None:
+    tiers.config.budget = BudgetConfig(max_trials=1)
+    first, second = tiers.propose(1, "h100"), tiers.propose(1, "h200")
+    tiers.passes(first, second)
+    assert (tiers.arrays, tiers.events("round.shrunk")) == ([(0, "h100", 1)], [])
+    tiers.end("r00-c00-t0")
+    tiers.passes(first, second)
+    assert tiers.events("round.shrunk") == ["round.shrunk"]
+
+
 def test_the_budget_leaves_out_what_is_wanted_on_one_tier_only(tiers: Bench) -> None:
     tiers.cluster.states = {}
     tiers.config.budget = BudgetConfig(max_trials=2)

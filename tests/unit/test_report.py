@@ -402,7 +402,6 @@ def test_one_tier_is_not_told_by_itself_and_no_price_is_no_cost(tiers: FakeRun, 
 
 
 def test_a_rounds_best_is_one_that_was_validated(tiers: FakeRun) -> None:
-    """0.9495 is the best number of the first round and 0.9935 of the second one; neither is compared with the other."""
     summary = summarize(tiers.history())
     assert [(row.best, row.best_candidate) for row in summary.rounds] == [
         (0.95, "r00-c00"), (pytest.approx(0.945), "r01-c00"), (0.944, "r02-c00"), (None, None)
@@ -419,6 +418,9 @@ def test_leading_is_who_beats_the_incumbent_where_it_is_decided(tiers: FakeRun) 
     tiers.again("validation", "h200", r03_c00=[0.9430])
     assert summarize(tiers.history()).leading_candidate == "r03-c00"
     assert summarize(tiers.history()).rounds[-1].best == 0.943
+    [trial] = tiers.propose(["d"], tiers=["h100"], more=True)
+    tiers.done(trial, 0.1)
+    assert summarize(tiers.history()).rounds[-1].best_candidate == "r03-c00", "not 0.1, which is of another kind"
 
 
 def test_before_a_validation_a_rounds_best_is_that_of_its_screening(tiers: FakeRun) -> None:
