@@ -24,7 +24,7 @@ def writer(root: Path, **task: Any) -> SpecWriter:
     src.mkdir(parents=True, exist_ok=True)
     (src / "train.py").write_text("LR = 0.5\n")
     return SpecWriter(
-        tag="tag", seed=1, task=TaskConfig(**task), tier="h100", layout=layout, num_threads=2, data_dir=root / "data",
+        tag="tag", seed=1, task=TaskConfig(**task), layout=layout, num_threads=2, data_dir=root / "data",
         data_sha256="d" * 64,
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ def command(line: str, **task: Any) -> dict[str, Any]:
 
 def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     made = writer(tmp_path, train_s=7.0, pass_env=["MY_*"], sandbox=Sandbox.require)
-    spec = made.write(CANDIDATE, "r01-c00-t1")
+    spec = made.write(CANDIDATE, "r01-c00-t1", "h100")
     assert from_json(TrialSpec, read_json(made.layout.trial("r01-c00-t1").spec)) == spec
     assert (spec.run, spec.round, spec.candidate, spec.trial) == ("tag", 1, "r01-c00", "r01-c00-t1")
     assert (spec.commit, spec.kind, spec.device, spec.train_s, spec.num_threads) == ("b" * 40, "gpt", "cuda", 7.0, 2)
@@ -67,10 +67,10 @@ def test_seeds_differ_and_are_stable() -> None:
 
 def test_a_trial_written_again_keeps_its_seed(tmp_path: Path) -> None:
     made = writer(tmp_path)
-    first = made.write(CANDIDATE, "r01-c00-t0")
-    again = made.write(CANDIDATE, "r01-c00-t0")
+    first = made.write(CANDIDATE, "r01-c00-t0", "h100")
+    again = made.write(CANDIDATE, "r01-c00-t0", "h100")
     assert replace(again, submitted_at=None) == replace(first, submitted_at=None)
-    assert made.write(CANDIDATE, "r01-c00-t1").seed != first.seed
+    assert made.write(CANDIDATE, "r01-c00-t1", "h100").seed != first.seed
 
 
 @pytest.mark.parametrize(
@@ -99,17 +99,19 @@ def test_a_value_is_never_a_template_itself() -> None:
 
 
 def test_knobs_by_template_by_environment_and_by_rewriting(tmp_path: Path) -> None:
-    by_template = writer(tmp_path, **command("fit {LR}", knobs_by=KnobsBy.template)).write(CANDIDATE, "r01-c00-t0")
+    by_template = writer(tmp_path, **command("fit {LR}", knobs_by=KnobsBy.template)).write(
+        CANDIDATE, "r01-c00-t0", "h100"
+    )
     assert by_template.command
     assert (by_template.command.command, dict(by_template.command.env)) == ("fit 0.5", {})
     task = command("fit {LR}", knobs_by=KnobsBy.env, env={"A": "1", "LR": "user's default"})
-    by_env = writer(tmp_path, **task).write(CANDIDATE, "r01-c00-t0")
+    by_env = writer(tmp_path, **task).write(CANDIDATE, "r01-c00-t0", "h100")
     assert by_env.command
     assert by_env.command.command == "fit {LR}"
     assert by_env.command.env == {
         "A": "1", "LR": "0.5", "BETAS": "0.9,1,2", "NAME": "it's; rm -rf $HOME", "ON": "True",
     }  # fmt: skip
-    by_rewriting = writer(tmp_path, **command("fit {LR}", env={"A": "1"})).write(CANDIDATE, "r01-c00-t0")
+    by_rewriting = writer(tmp_path, **command("fit {LR}", env={"A": "1"})).write(CANDIDATE, "r01-c00-t0", "h100")
     assert by_rewriting.command
     assert (by_rewriting.command.command, by_rewriting.command.env) == ("fit {LR}", {"A": "1"})
     assert (by_rewriting.metric.name, by_rewriting.command.metric_regex) == ("acc", "(.)")
@@ -118,7 +120,7 @@ def test_knobs_by_template_by_environment_and_by_rewriting(tmp_path: Path) -> No
 def test_a_metrics_key_is_its_name_unless_said_otherwise(tmp_path: Path) -> None:
     for key, expected in ((None, "acc"), ("val.acc", "val.acc")):
         task = command("fit", metric=MetricConfig(name="acc", json="m.json", key=key, direction=Direction.max))
-        spec = writer(tmp_path, **task).write(CANDIDATE, "r01-c00-t0")
+        spec = writer(tmp_path, **task).write(CANDIDATE, "r01-c00-t0", "h100")
         assert spec.command
         assert spec.command.metric_key == expected
         assert metric(TaskConfig(**task)).direction is Direction.max
