@@ -11,6 +11,7 @@ times in one run, so that what drifts drifts for all.
 """
 
 import argparse
+import itertools
 import shlex
 import statistics
 import sys
@@ -136,9 +137,9 @@ def _ours(name: str, place: Path, calls: Calls, options: argparse.Namespace) -> 
     ends = [_when(round_.closed_at) for round_ in history.rounds]
     gaps = [
         _when(after.submitted_at) - max(_written(trial.result) for trial in before.trials)
-        for before, after in zip(history.rounds, history.rounds[1:], strict=False)
+        for before, after in itertools.pairwise(history.rounds)
     ]
-    rounds = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    rounds = [end - begin for begin, end in itertools.pairwise(ends)]
     return _measured(rounds, calls, alive_s, cpu_s, gaps)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks on a private Slurm share: the cluster, witnesses of what is called, a process and its CPU time."""
+"""What the benchmarks on a private Slurm share: the cluster, who calls its commands, a process and its CPU time."""
 
 import contextlib
 import os
