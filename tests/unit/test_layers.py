@@ -13,7 +13,7 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "bounds", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
+    {"agent_config", "bounds", "cluster_config", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space", "tiers"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
@@ -29,6 +29,7 @@ LAYERS = [
 SIBLINGS = {
     ("literals", "records"): "the values of knobs are a record's",
     ("config", "agent_config"): "a part of it",
+    ("config", "cluster_config"): "a part of it",
 }
 
 
