@@ -13,7 +13,8 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "bounds", "cluster_config", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
+    {"agent_config", "cluster_config", "config", "bounds", "dataset", "fingerprint"}
+    | {"journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space", "tiers"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
