@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Written by docs/generate_configuration.py from config.py and the two files beside it; change the comments there. -->
+<!-- Written by docs/generate_configuration.py from config.py and its two parts; change the comments there. -->
 
 A run is configured by [Hydra](https://hydra.cc): the files under `conf/`, then the command line. `+round=NAME` chooses
 a plan, `GROUP=NAME` a file of `conf/GROUP/`, and `GROUP.KEY=VALUE` sets one key, e.g.
