@@ -111,6 +111,7 @@ class Controller:
         self._think_ahead(round_)
         self._want_more(round_)
         if round_.complete and self._is_full(round_):
+            self._fanout.require_one(round_)
             self._judge(round_)
             self._close(round_)
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 from autoresearch_hpc.config import DecideConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.gains import Comparison, Gain, Noise
-from autoresearch_hpc.history import Entry, History, Round, Want
+from autoresearch_hpc.history import Entry, History, Round, Trial, Want
 from autoresearch_hpc.promotion import (
     Call,
     Difference,
@@ -96,11 +96,14 @@ def standing(history: History) -> str:
 
 
 def _num_trials(history: History, tier: str, tiers: Tiers) -> int:
-    """Trials of the incumbent there, those under way included. The baseline's first is in its own array."""
+    """Trials of the incumbent there: run, under way or waiting for a slot. The baseline's first is in its own array."""
     entry = history.find(standing(history))
-    if entry is None or not entry.trials:
+    if entry is None or entry.candidate is None:
         return int(tier == tiers.screens[0])
-    return sum(trial.dropped is None and trial.tier in (tier, "") for trial in entry.trials)
+    begun = [trial.tier for trial in entry.trials if trial.dropped is None and (trial.job_name or trial.result)]
+    lacking = [(want, n) for round_ in history.open_rounds for want, n in round_.missing.items()]
+    waiting = sum(n for want, n in lacking if want.candidate == entry.id and want.tier in (tier, ""))
+    return sum(each in (tier, "") for each in begun) + waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +183,18 @@ def _one_tier(history: History, round_: Round, candidates: Sequence[str], tiers:
     """Where a look runs: where the looks before it ran, else where most of these candidates have run already."""
     if len(tiers.screens) == 1:
         return tiers.screens[0]
-    looked = [want.tier for want, count in round_.needed.items() if want.candidate in candidates and count > 1]
-    ran = looked or [trial.tier for id_ in candidates for trial in history.entry(id_).trials if trial.dropped is None]
+    ran = _looked(history, round_) or [t.tier for id_ in candidates for t in _counting(history.entry(id_))]
     return min(tiers.screens, key=lambda tier: -ran.count(tier))
+
+
+def _looked(history: History, round_: Round) -> list[str]:
+    """The tiers on which the round's candidates were run again, one for each trial."""
+    rivals = [entry for entry in round_.entries.values() if entry.id != standing(history)]
+    return [trial.tier for entry in rivals for trial in _counting(entry)[1:]]
+
+
+def _counting(entry: Entry) -> list[Trial]:
+    return [trial for trial in entry.trials if trial.dropped is None]
 
 
 def judge(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> Judgement:
@@ -351,7 +363,7 @@ class _View:
         elsewhere = {e.id: r.kind for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)}
         if validated:
             elsewhere = {}
-            rivals = [e for e in rivals if Want(e.id, tier) in round_.needed]
+            rivals = [e for e in rivals if round_.needed.get(Want(e.id, tier))]
         return cls(
             tier=tier,
             kind=kind,
@@ -372,7 +384,8 @@ def _views(history: History, round_: Round, tiers: Sequence[str]) -> list[_View]
     views = [view for tier in tiers if (view := _View.of(history, round_, tier))]
     if len(views) < 2:
         return views
-    views.sort(key=lambda view: -max((len(sample.all) for sample in view.candidates), default=0))
+    looked = _looked(history, round_)
+    views.sort(key=lambda view: -looked.count(view.tier))
     taken: set[str] = set()
     parted = []
     for view in views:

@@ -75,7 +75,8 @@ class Fanout:
     def train(self, *rounds: Round, until: Callable[[], bool] | None = None) -> None:
         """Submit and collect, oldest round first, until `until` says so: by default, until one has all its results.
 
-        Raises ClusterError where the cluster refuses, does not answer for too long, or loses every trial of a round.
+        Raises ClusterError where the cluster refuses or does not answer for too long and, without `until`, where it
+        lost every trial of a round: with it a round may be over that is not all proposed yet.
         """
         for trial in [t for round_ in rounds for t in round_.trials if t.result and t.dropped is None]:
             self._drop_if_void(trial)
@@ -90,8 +91,8 @@ class Fanout:
             if not enough():
                 self._pause()
         for round_ in rounds:
-            if round_.complete:
-                self._require_one(round_)
+            if until is None and round_.complete:
+                self.require_one(round_)
 
     def _pause(self) -> None:
         if self._history.outstanding:
@@ -326,10 +327,10 @@ class Fanout:
             if self._budget.room(self._history).fits(1):
                 self._record("trial.dropped", trial=trial.id, reason=result.error.message if result.error else "lost")
 
-    def _require_one(self, round_: Round) -> None:
+    def require_one(self, round_: Round) -> None:
         """Raise ClusterError where every trial was lost: there is nothing to judge. Who resumes trains them again."""
         results = [trial.result for trial in round_.trials if trial.result and trial.dropped is None]
-        if not results or any(result.status is not Status.LOST for result in results):
+        if round_.judged or not results or any(result.status is not Status.LOST for result in results):
             return
         for result in results:
             self._record("trial.dropped", trial=result.trial, reason="the whole round was lost")

@@ -29,7 +29,7 @@ appends, so that a resumed run and one that never stopped are in the same state.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any, NamedTuple
@@ -119,6 +119,7 @@ class Entry:
     id: str
     proposal: Proposal
     candidate: Candidate | None = None
+    tier: str = ""  # where it is tried first
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
     finding: Comparison | None = None  # against the incumbent, when its round was judged
@@ -142,10 +143,8 @@ class Entry:
         return next(good, results[-1] if results else None)
 
     def good(self, tier: str = "") -> list[TrialResult]:
-        """The good results of one kind, the newest, since others do not compare: of this tier, if there are any."""
-        good = [result for result in self.results if result.metric.value is not None]
-        good = [result for result in good if result.tier == tier] or good
-        return [result for result in good if result.kind == good[-1].kind]
+        """Its good results that compare with each other: of this tier, if there are any."""
+        return alike(self.results, tier)
 
     @property
     def values(self) -> list[float]:
@@ -159,13 +158,15 @@ class Entry:
 
     @property
     def decided(self) -> bool:
-        """Whether it was run where it is decided what is kept."""
-        return not self.deciding_tier or any(result.tier == self.deciding_tier for result in self.results)
+        """Whether its value comes from where it is decided what is kept."""
+        return not self.deciding_tier or any(
+            result.tier == self.deciding_tier for result in self.good(self.deciding_tier)
+        )
 
     @property
     def screened(self) -> list[TrialResult]:
         """Its good results where it was tried first, which every candidate has: what a search can learn from."""
-        return self.good(self.trials[0].tier if self.trials else "")
+        return self.good(self.tier)
 
     @property
     def value(self) -> float | None:
@@ -415,8 +416,8 @@ class History:
     def _round_committed(self, at: str, data: Mapping[str, Any]) -> None:
         for payload in data["candidates"]:
             candidate = from_json(Candidate, payload)
-            self.entry(candidate.id).candidate = candidate
-            tier = data.get("tiers", {}).get(candidate.id, "")
+            entry, tier = self.entry(candidate.id), data.get("tiers", {}).get(candidate.id, "")
+            entry.candidate, entry.tier = candidate, tier
             self.rounds[candidate.round].needed[Want(candidate.id, tier)] = 1
 
     def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
@@ -513,6 +514,13 @@ class History:
 
     def _run_stopped(self, at: str, data: Mapping[str, Any]) -> None:
         self.stopped = data["reason"]
+
+
+def alike(results: Iterable[TrialResult], tier: str = "") -> list[TrialResult]:
+    """The good results of one kind, the newest, since others do not compare: of this tier, if there are any."""
+    good = [result for result in results if result.metric.value is not None]
+    good = [result for result in good if result.tier == tier] or good
+    return [result for result in good if result.kind == good[-1].kind]
 
 
 def _values(results: list[TrialResult]) -> list[float]:

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.files import read_json
-from autoresearch_hpc.history import Entry, Trial
+from autoresearch_hpc.history import Entry, Trial, alike
 from autoresearch_hpc.layout import RunLayout, TrialPaths
 from autoresearch_hpc.records import TrialResult, from_json
 
@@ -87,7 +87,7 @@ class State:
     word: str
     elapsed_s: float | None = None  # of a running trial since its worker began; of a finished one in total
     running: bool = False
-    value: float | None = None  # the mean over the good trials so far
+    value: float | None = None  # the mean over the good trials so far, as in `Entry.value`
 
 
 def state_of(
@@ -102,7 +102,7 @@ def state_of(
     if not trials:
         return State(word="retrying" if entry.trials else "committed" if entry.candidate else "proposed")
     results = [progress.result for _, progress in trials if progress.result]
-    values = [v for result in results if (v := result.metric.value) is not None]
+    values = [v for result in alike(results, entry.deciding_tier) if (v := result.metric.value) is not None]
     value = mean(values) if values else None
     unfinished = [(trial, progress) for trial, progress in trials if not progress.result]
     for trial, progress in unfinished:

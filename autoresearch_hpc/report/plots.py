@@ -156,8 +156,8 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
     kept = [(x, y) for x, y, keep in valued if keep]
     inside = [(p.x, p.value, p.decided) for p in points if p.value is not None and not p.kept]
     discarded = [(x, y) for x, y, decided in inside if decided and low <= y <= high]
-    screened = [(x, y) for x, y, decided in inside if not decided and low <= y <= high]
-    far = [x for x, y, _ in valued if not low <= y <= high]
+    screened = [(x, min(max(y, low), high)) for x, y, decided in inside if not decided]  # at the edge they lie beyond
+    far = [x for x, y, decided in inside if decided and not low <= y <= high]
     failed = [p.x for p in points if p.value is None]
     size = 34 if len(points) <= _MANY else 14
     if kept:
@@ -170,7 +170,7 @@ def _marks(axes: "Axes", points: Sequence[_Point], direction: Direction) -> None
                      label="discarded", zorder=3)  # fmt: skip
     if screened:
         axes.scatter([x for x, _ in screened], [y for _, y in screened], s=size * 0.4, color=_SCREENED, linewidths=0,
-                     label="screened only, on another GPU", zorder=2.5)  # fmt: skip
+                     clip_on=False, label="screened only, on another GPU", zorder=2.5)  # fmt: skip
     _errors(axes, [p for p in points if p.value is not None and low <= p.value <= high])
     if far:
         axes.scatter(far, [edge] * len(far), s=size, marker=marker, facecolors="white", edgecolors=_DISCARDED,

@@ -42,7 +42,13 @@ budget: {max_trials: 40, gpu_hours: null, usd: 10.0, wall_hours: 2.0}
 class FakeRun:
     """Writes a run's journal and files event by event, with a clock of its own."""
 
-    def __init__(self, root: Path, metric: str = "val_bpb", direction: Direction = Direction.min) -> None:
+    def __init__(
+        self,
+        root: Path,
+        metric: str = "val_bpb",
+        direction: Direction = Direction.min,
+        deciding_tier: str | None = None,
+    ) -> None:
         root.mkdir(parents=True)
         self.layout = RunLayout(root)
         self.layout.config.write_text(CONFIG)
@@ -52,7 +58,7 @@ class FakeRun:
         self.baseline: float | None = None
         self.event(
             "run.started", tag=root.name, uid="abc123", version="0.1.0", config_sha256="c" * 64, repo="/repo",
-            start_commit=COMMIT, metric=metric, direction=str(direction),
+            start_commit=COMMIT, metric=metric, direction=str(direction), deciding_tier=deciding_tier,
         )  # fmt: skip
 
     def event(self, name: str, **data: object) -> None:
@@ -64,12 +70,18 @@ class FakeRun:
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def propose(self, titles: Sequence[str], submit: bool = True) -> list[str]:
-        """The next round, up to its submission. Returns its trial ids."""
-        index = self._rounds
-        self._rounds += 1
+    def propose(
+        self, titles: Sequence[str], submit: bool = True, tiers: Sequence[str] = (), more: bool = False
+    ) -> list[str]:
+        """The next round, up to its submission, or `more` of the newest. Returns its trial ids.
+
+        `tiers` says on which one each is tried; the submission is an array for each.
+        """
+        self._rounds += not more
+        index = self._rounds - 1
         base = str(self.incumbent["commit"]) if self.incumbent else COMMIT
-        ids = [candidate_id(index, i) for i in range(len(titles))]
+        begun = len(self.history().rounds[index].entries) if more else 0
+        ids = [candidate_id(index, begun + i) for i in range(len(titles))]
         proposals = {
             id_: Proposal(title=title, knobs={"MATRIX_LR": 0.04}, origin="plan")
             for id_, title in zip(ids, titles, strict=True)
@@ -79,7 +91,9 @@ class FakeRun:
             Candidate(id=id_, round=index, proposal=proposal, parent=base, commit=commit_of(id_), diff_lines=2)
             for id_, proposal in proposals.items()
         ]
-        self.event("round.committed", round=index, candidates=[to_json(candidate) for candidate in candidates])
+        places = dict(zip(ids, tiers, strict=True)) if tiers else {}
+        made = [to_json(candidate) for candidate in candidates]
+        self.event("round.committed", round=index, candidates=made, tiers=places)
         trials = [trial_id(id_, 0) for id_ in ids]
         for id_ in ids:
             self.layout.candidate(id_).mkdir(parents=True)
@@ -87,13 +101,12 @@ class FakeRun:
                 f"--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-MATRIX_LR = 0.04\n+MATRIX_LR = 0.05  # <{id_}>\n"
             )
         if submit:
-            self.event("submit.intent", round=index, job_name=f"ar-{index}", trials=trials)
-            self.event(
-                "submit.done",
-                round=index,
-                job_name=f"ar-{index}",
-                jobs={t: f"4{index}_{i}" for i, t in enumerate(trials)},
-            )
+            for tier in dict.fromkeys(places.get(id_, "") for id_ in ids):
+                name = f"ar-{index}{tier and '-'}{tier}{'-' * begun}"
+                mine = [trial_id(id_, 0) for id_ in ids if places.get(id_, "") == tier]
+                self.event("submit.intent", round=index, job_name=name, tier=tier, trials=mine)
+                jobs = {t: f"4{index}_{begun + i}" for i, t in enumerate(trials) if t in mine}
+                self.event("submit.done", round=index, job_name=name, jobs=jobs)
         return trials
 
     def claim(self, trial: str, phase: str | None = None, ago_s: float = 0.0, attempt: int = 0) -> None:
@@ -123,7 +136,7 @@ class FakeRun:
             metric=Metric(name=self.metric, value=value, direction=self.direction),
             evaluator="trusted",
             seed=0,
-            tier="h100",
+            tier=more.pop("tier", "h100"),
             host="node 1",
             started_at=self.now.isoformat(),
             ended_at=(self.now + timedelta(seconds=total_s)).isoformat(),
@@ -144,18 +157,19 @@ class FakeRun:
         """The trial ended and was collected."""
         self.event("trial.done", trial=trial, result=to_json(self.result(trial, value, status, **more)))
 
-    def again(self, stage: str, **earned: Sequence[float | None]) -> None:
+    def again(self, stage: str, tier: str = "", **earned: Sequence[float | None]) -> None:
         """A further array of the newest round: more trials of these candidates (r01_c00=[...]), and what they earn."""
-        index = self._rounds - 1
+        index, place = self._rounds - 1, {"tier": tier, "gpu": gpu_of(tier)} if tier else {}
         earned = {name.replace("_", "-"): values for name, values in earned.items()}
-        self.event("trials.wanted", round=index, stage=stage, trials={id_: len(v) for id_, v in earned.items()})
+        wanted = {id_: len(v) for id_, v in earned.items()}
+        self.event("trials.wanted", round=index, stage=stage, tier=tier, trials=wanted)
         history = self.history()
         for id_, values in earned.items():
             for number, value in enumerate(values, start=len(history.entry(id_).trials)):
                 trial = trial_id(id_, number)
-                self.event("submit.intent", round=index, job_name=f"ar-{index}-{stage}", trials=[trial])
+                self.event("submit.intent", round=index, job_name=f"ar-{index}-{stage}", tier=tier, trials=[trial])
                 self.event("submit.done", round=index, job_name=f"ar-{index}-{stage}", jobs={trial: f"5{number}"})
-                self.done(trial, value)
+                self.done(trial, value, **place)
 
     def judge(
         self,
@@ -212,6 +226,10 @@ class FakeRun:
 def commit_of(candidate: str) -> str:
     """A commit hash made from the id: r03-c02 -> 03020302..."""
     return (candidate[1:3] + candidate[5:7]) * 10
+
+
+def gpu_of(tier: str) -> Gpu:
+    return Gpu(name=tier.upper(), uuid="GPU-1", count=1, visible="0")
 
 
 def cookbook(root: Path) -> FakeRun:
@@ -282,4 +300,37 @@ def told_from_luck(root: Path) -> FakeRun:
     finding = Comparison(call="discard", gain=last, p=0.99, k=1, num_trials=1, num_incumbent_trials=3)
     run.judge({"r02-c00": "discard"}, {}, {"r02-c00": finding}, NOISE, (), OVER_BASELINE)
     run.event("run.stopped", reason="the plan is complete")
+    return run
+
+
+def on_two_tiers(root: Path) -> FakeRun:
+    """A run that screens on h100 and validates on h200: a winner, then a round that is being validated, and one more.
+
+    On h200 everything is worth 0.05 less, so that a mixture of the two shows.
+    """
+    run = FakeRun(root, deciding_tier="h200")
+    run.propose(["baseline"], tiers=["h100"])
+    run.wait(600)
+    run.done("r00-c00-t0", 1.0005)
+    run.again("array on h200", "h200", r00_c00=[0.9505, 0.9500, 0.9495])
+    run.again("array", "h100", r00_c00=[0.9995, 1.0])
+    run.judge({"r00-c00": "keep"}, {"r00-c00": 0.95}, noise=NOISE)
+    trials = run.propose(["wider", "deeper", "worse", "broken"], tiers=["h100"] * 4)
+    run.wait(600)
+    for trial, value in zip(trials, (0.9945, 0.9960, 1.0100, None), strict=True):
+        run.done(trial, value)
+    run.again("validation", "h200", r01_c00=[0.9449, 0.9451], r01_c01=[0.9480, 0.9490], r00_c00=[0.9500])
+    won, near = Gain(value=0.005, margin=0.0013), Gain(value=0.0015, margin=0.0013)
+    findings = {
+        "r01-c00": Comparison(call="promote", gain=won, p=0.00042, k=2, num_trials=2, num_incumbent_trials=4),
+        "r01-c01": Comparison(call="near miss", gain=near, p=0.0712, k=2, num_trials=2, num_incumbent_trials=4),
+        "r01-c02": Comparison(call="screened out", gain=Gain(value=-0.01), k=3, num_trials=1, num_incumbent_trials=3),
+        "r01-c03": Comparison(call="no score"),
+    }
+    verdicts = {"r01-c00": "keep", "r01-c01": "discard", "r01-c02": "discard", "r01-c03": "crash"}
+    run.judge(verdicts, {"r01-c00": 0.945}, findings, NOISE, ["r01-c01"], won)
+    for trial, value in zip(run.propose(["a", "b"], tiers=["h100"] * 2), (0.9935, 0.9990), strict=True):
+        run.done(trial, value)
+    run.again("validation", "h200", r02_c00=[0.9440])
+    run.propose(["c"], tiers=["h100"])
     return run

@@ -1,5 +1,6 @@
 """Caps on a run: what was used, and whether one more round fits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,44 @@ def test_what_is_under_way_counts_as_well(run: FakeRun) -> None:
     assert budget(gpu_hours=6.0).room(run.history()).trials == 2
     run.event("submit.refused", round=1, job_name="ar-1", trials=[trials[2]], reason="no room")
     assert budget(gpu_hours=5.5).room(run.history()).trials == 2
+
+
+TWO = Tiers(slots={"h100": 2, "h200": 1}, prices={"h100": 2.0, "h200": 3.0}, screens=("h100",), validates="h200")
+
+
+def spent_on_two(run: FakeRun) -> History:
+    """Two hours on h100, one on h200."""
+    for trial, tier, hours in zip(run.propose(["a", "b"], tiers=["h100", "h200"]), TWO.used, (2, 1), strict=True):
+        run.done(trial, 1.0, tier=tier, phases=_phases(hours * HOUR))
+    return run.history()
+
+
+def test_each_tier_has_its_price(run: FakeRun) -> None:
+    history = spent_on_two(run)
+    assert (used(history, TWO).usd, used(history, TWO).gpu_hours) == (2 * 2 + 3, 3.0)
+    run.event("trial.charged", gpu_s={"r00-c01-t0": 2 * HOUR})
+    assert used(run.history(), TWO).usd == 2 * 2 + 2 * 3
+
+
+def test_a_trial_to_come_may_be_on_the_dearest_tier_that_is_used(run: FakeRun) -> None:
+    spent_on_two(run)
+    room = Budget(config=BudgetConfig(usd=13.0), tiers=TWO, job_limit_s=HOUR).room(run.history())
+    assert room == Room(trials=2, cap="budget.usd=13: 7.00 used, a trial may cost 3.00")
+    run.propose(["c"], tiers=["h100"])
+    assert Budget(config=BudgetConfig(usd=13.0), tiers=TWO, job_limit_s=HOUR).room(run.history()).trials == 1
+    screening = replace(TWO, validates=None)
+    assert Budget(config=BudgetConfig(usd=13.0), tiers=screening, job_limit_s=HOUR).room(run.history()).trials == 2
+
+
+def test_the_slots_of_all_tiers_that_are_used_take_part_in_a_wave(run: FakeRun) -> None:
+    history = spend(run, 1.0)  # 2 h by the clock
+    assert Budget(config=BudgetConfig(wall_hours=4.0), tiers=TWO, job_limit_s=HOUR).room(history).trials == 6
+
+
+def test_what_is_under_way_in_earlier_rounds_counts_as_well(run: FakeRun) -> None:
+    run.propose(["a", "b"])
+    run.propose(["c"])
+    assert budget(max_trials=5).room(run.history()).trials == 2
 
 
 def test_sums_of_decimals_lose_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import pytest
 from autoresearch_hpc import collect, fanout
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.cluster import JobState, Submission, Wait
-from autoresearch_hpc.config import BudgetConfig, ClusterConfig, Config, PlanConfig, TaskConfig
+from autoresearch_hpc.config import BudgetConfig, ClusterConfig, Config, PlanConfig, TaskConfig, TierConfig
 from autoresearch_hpc.errors import ClusterError, InterruptedRun, NoAnswerError, NoRoomError
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import read_json, write_json_atomic
@@ -122,7 +123,7 @@ def end_well(spec_path: Path, value: float = 1.0) -> None:
 
 
 class Bench:
-    """A journal with one round that is ready to be trained."""
+    """A journal with rounds that are ready to be trained."""
 
     def __init__(self, root: Path) -> None:
         self.layout = RunLayout(root / "tag 'ü'")
@@ -136,17 +137,36 @@ class Bench:
         self.cluster = ScriptedCluster()
         self.stop = StopRequest("resume")
 
-    def propose(self, k: int) -> Round:
+    def propose(self, k: int, *tiers: str) -> Round:
+        """The next round; `tiers` say where its candidates are tried."""
         history = self.ledger.history
-        self.ledger.record(
-            "run.started", tag="tag", uid="uid", start_commit="c", config_sha256="s", metric="val_bpb", direction="min"
-        )
-        ids = [candidate_id(0, i) for i in range(k)]
+        index = len(history.rounds)
+        if not index:
+            start: dict[str, object] = {"start_commit": "c", "config_sha256": "s", "metric": "val_bpb"}
+            self.ledger.record("run.started", tag="tag", uid="uid", direction="min", **start)
+        ids = [candidate_id(index, i) for i in range(k)]
         proposals = {id_: to_json(Proposal(title=id_)) for id_ in ids}
-        self.ledger.record("round.proposed", round=0, base="c", proposals=proposals)
-        made = [Candidate(id=i, round=0, proposal=Proposal(title=i), parent="c", commit="f" * 40) for i in ids]
-        self.ledger.record("round.committed", round=0, candidates=[to_json(c) for c in made])
-        return history.rounds[0]
+        self.ledger.record("round.proposed", round=index, base="c", proposals=proposals)
+        made = [Candidate(id=i, round=index, proposal=Proposal(title=i), parent="c", commit="f" * 40) for i in ids]
+        places = dict(zip(ids, tiers * (k if len(tiers) == 1 else 1), strict=True)) if tiers else {}
+        self.ledger.record("round.committed", round=index, candidates=[to_json(c) for c in made], tiers=places)
+        return history.rounds[index]
+
+    def passes(self, *rounds: Round, count: int = 3) -> None:
+        """Train for so many passes, whatever comes."""
+        calls = itertools.count()
+        self.fanout().train(*rounds, until=lambda: next(calls) >= count)
+
+    def end(self, *trials: str) -> None:
+        """These are over, with a result."""
+        for trial in trials:
+            self.cluster.states[trial] = COMPLETED
+            end_well(self.layout.trial(trial).spec)
+
+    @property
+    def arrays(self) -> list[tuple[int, str, int]]:
+        """Round, tier and size of each submission."""
+        return [(int(s.job_name.split("-r")[1][:2]), s.tier, len(s.trials)) for s in self.cluster.submitted]
 
     def fanout(self) -> Fanout:
         """As a controller that starts, or starts again, makes it."""
@@ -408,6 +428,201 @@ def test_ctrl_c_while_waiting_for_room(bench: Bench) -> None:
     bench.stop.check = check  # type: ignore[method-assign]
     with pytest.raises(InterruptedRun):
         bench.fanout().train(bench.propose(3))
+
+
+# several kinds of GPU, several rounds at a time
+
+
+@pytest.fixture
+def tiers(bench: Bench) -> Bench:
+    """Two slots on h100, one on h200; what is submitted stays in the queue."""
+    bench.config.cluster.gpus = None
+    bench.config.cluster.tiers = {
+        "h100": TierConfig(gres="gpu:h100:1", max_parallel=2, price_per_gpu_hour=2.0),
+        "h200": TierConfig(gres="gpu:h200:1", max_parallel=1, price_per_gpu_hour=3.0),
+    }
+    ids = [f"r{r:02d}-c{c:02d}-t{t}" for r in range(3) for c in range(6) for t in range(3)]
+    bench.cluster.states = dict.fromkeys(ids, PENDING)
+    return bench
+
+
+def test_each_tier_has_an_array_of_its_own(tiers: Bench) -> None:
+    tiers.cluster.states = {}
+    round_ = tiers.propose(3, "h100", "h200", "h100")
+    tiers.fanout().train(round_)
+    assert tiers.arrays == [(0, "h100", 2), (0, "h200", 1)]
+    assert [list(s.trials) for s in tiers.cluster.submitted] == [["r00-c00-t0", "r00-c02-t0"], ["r00-c01-t0"]]
+    assert len({s.job_name for s in tiers.cluster.submitted}) == 2
+    told = {t.id: read_json(tiers.layout.trial(t.id).spec)["tier"] for t in round_.trials}
+    assert told == {"r00-c00-t0": "h100", "r00-c01-t0": "h200", "r00-c02-t0": "h100"}
+    assert {t.id: t.tier for t in round_.trials} == told
+    again = Ledger(Journal(tiers.layout.journal)).history
+    assert {t.id: t.tier for t in again.trials()} == told
+    assert tiers.statuses() == [Status.OK] * 3
+
+
+def test_a_candidate_that_is_wanted_on_two_tiers_is_in_both_arrays(tiers: Bench) -> None:
+    tiers.cluster.states = {}
+    round_ = tiers.propose(1, "h100")
+    tiers.ledger.record("trials.wanted", round=0, stage="array on h200", tier="h200", trials={"r00-c00": 2})
+    tiers.fanout().train(round_)
+    assert sorted((s.tier, *s.trials) for s in tiers.cluster.submitted) == [
+        ("h100", "r00-c00-t2"), ("h200", "r00-c00-t0", "r00-c00-t1")
+    ]  # fmt: skip
+
+
+def test_an_array_that_has_a_tier_for_itself_may_be_larger_than_its_slots(tiers: Bench) -> None:
+    round_ = tiers.propose(5, "h100")
+    tiers.passes(round_)
+    assert tiers.arrays == [(0, "h100", 5)], "Slurm holds back what is too much"
+
+
+def test_what_does_not_fit_beside_what_is_under_way_waits(tiers: Bench) -> None:
+    first, second = tiers.propose(1, "h100"), tiers.propose(4, "h100", "h200", "h100", "h200")
+    tiers.passes(first, second)
+    assert tiers.arrays == [(0, "h100", 1), (1, "h100", 1), (1, "h200", 2)]
+    tiers.passes(first, second)
+    assert len(tiers.arrays) == 3, "one that waits on h100 stays where it is"
+    tiers.end("r00-c00-t0")
+    tiers.passes(first, second)
+    assert tiers.arrays[3:] == [(1, "h100", 1)]
+    assert second.missing == {}
+
+
+def test_a_backlog_lets_so_many_more_into_the_queue(tiers: Bench) -> None:
+    tiers.config.cluster.backlog = 2
+    first, second = tiers.propose(1, "h100"), tiers.propose(6, "h100")
+    tiers.passes(first, second)
+    assert tiers.arrays == [(0, "h100", 1), (1, "h100", 3)], "two slots and two more"
+    tiers.end("r00-c00-t0", "r01-c00-t0")
+    tiers.passes(first, second)
+    assert sum(size for _, _, size in tiers.arrays[2:]) == 2
+
+
+def test_a_cluster_without_a_limit_takes_everything(bench: Bench) -> None:
+    bench.cluster.states = {f"r{r:02d}-c{c:02d}-t0": PENDING for r in range(2) for c in range(6)}
+    first, second = bench.propose(5), bench.propose(6)
+    bench.passes(first, second)
+    assert bench.sizes == [5, 6]
+
+
+def test_two_rounds_are_trained_together_until_one_has_all_its_results(tiers: Bench) -> None:
+    first, second = tiers.propose(1, "h100"), tiers.propose(1, "h200")
+    del tiers.cluster.states["r01-c00-t0"]
+    tiers.fanout().train(first, second)
+    assert (first.complete, second.complete) == (False, True)
+    tiers.end("r00-c00-t0")
+    tiers.fanout().train(first)
+    assert first.complete
+    assert tiers.arrays == [(0, "h100", 1), (1, "h200", 1)]
+
+
+def test_whoever_trains_may_say_when_it_is_enough(tiers: Bench) -> None:
+    """Before all results of a round are there, since a slot is free; or after it, since the round is not full."""
+    round_ = tiers.propose(2, "h100")
+    del tiers.cluster.states["r00-c01-t0"]
+    tiers.fanout().train(round_, until=lambda: len(tiers.ledger.history.outstanding) == 1)
+    assert [t.id for t in round_.outstanding] == ["r00-c00-t0"]
+    tiers.end("r00-c00-t0")
+    calls = itertools.count()
+    tiers.fanout().train(round_, until=lambda: next(calls) > 4)
+    assert round_.complete
+    assert next(calls) > 4
+    tiers.fanout().train(round_, until=lambda: True)
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+def test_ctrl_c_cancels_the_trials_of_all_rounds(tiers: Bench, in_doubt: bool) -> None:
+    first, second = tiers.propose(1, "h100"), tiers.propose(2, "h200")
+    tiers.passes(first, second)
+    if in_doubt:
+        for round_ in (first, second):
+            for trial in round_.trials:
+                trial.job = None
+    fan = tiers.fanout()
+    assert fan.interrupt() == [], "no signal came"
+    tiers.stop.signal = signal.SIGINT
+    assert fan.interrupt() == ["r00-c00-t0", "r01-c00-t0", "r01-c01-t0"]
+    assert sorted(tiers.cluster.cancelled) == ["r00-c00-t0", "r01-c00-t0", "r01-c01-t0"]
+
+
+def test_a_successor_finds_the_submissions_of_two_rounds(tiers: Bench) -> None:
+    first, second = tiers.propose(2, "h100"), tiers.propose(2, "h200")
+    predecessor = tiers.fanout()
+    for round_, tier in ((first, "h100"), (second, "h200")):
+        ids = [f"{id_}-t0" for id_ in round_.entries]
+        name = f"tag-uid-r{round_.index:02d}-a0"
+        tiers.ledger.record("submit.intent", round=round_.index, job_name=name, tier=tier, trials=ids)
+        for id_ in ids:
+            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_, tier)  # type: ignore[arg-type]
+        tiers.cluster.queue[name] = {ids[0]: f"{round_.index + 7}_0", ids[1]: f"{round_.index + 7}_1"}
+        tiers.end(*ids)
+    history = Ledger(Journal(tiers.layout.journal)).history
+    tiers.fanout().train(first, second, until=lambda: first.complete and second.complete)
+    assert tiers.arrays == [], "nothing is submitted twice"
+    assert [t.job for t in tiers.ledger.history.trials()] == ["7_0", "7_1", "8_0", "8_1"]
+    assert [t.tier for t in history.trials()] == ["h100", "h100", "h200", "h200"]
+
+
+def test_a_lost_trial_is_followed_by_another_on_its_tier(tiers: Bench) -> None:
+    tiers.cluster.states = {"r00-c01-t0": JobState("NODE_FAIL", ended=True, node="n3")}
+    tiers.fanout().train(tiers.propose(2, "h100", "h200"))
+    assert tiers.arrays == [(0, "h100", 1), (0, "h200", 1), (0, "h200", 1)]
+    assert tiers.statuses() == [Status.OK] * 2
+
+
+def test_nothing_is_left_out_while_anything_is_under_way(tiers: Bench) -> None:
+    """What fits no more may fit once a trial has turned out cheaper; each tier's rest is left out then."""
+    tiers.config.budget = BudgetConfig(max_trials=2)
+    first, second = tiers.propose(1, "h100"), tiers.propose(3, "h100", "h200", "h200")
+    tiers.passes(first, second)
+    assert tiers.arrays == [(0, "h100", 1), (1, "h100", 1)]
+    assert tiers.events("round.shrunk") == []
+    tiers.end("r00-c00-t0")
+    tiers.passes(first, second)
+    assert tiers.events("round.shrunk") == [], "one is still under way"
+    tiers.end("r01-c00-t0")
+    tiers.passes(first, second)
+    assert tiers.events("round.shrunk") == ["round.shrunk"]
+    shrunk = [e.data for e in Journal(tiers.layout.journal).events if e.event == "round.shrunk"]
+    assert [(d["round"], d["tier"], d["candidates"]) for d in shrunk] == [(1, "h200", ["r01-c01", "r01-c02"])]
+    assert list(second.entries) == ["r01-c00"]
+    assert second.complete
+
+
+def test_nor_of_a_round_of_which_nothing_is_under_way_while_another_trains(tiers: Bench) -> None:
+    tiers.config.budget = BudgetConfig(max_trials=1)
+    first, second = tiers.propose(1, "h100"), tiers.propose(1, "h200")
+    tiers.passes(first, second)
+    assert (tiers.arrays, tiers.events("round.shrunk")) == ([(0, "h100", 1)], [])
+    tiers.end("r00-c00-t0")
+    tiers.passes(first, second)
+    assert tiers.events("round.shrunk") == ["round.shrunk"]
+
+
+def test_the_budget_leaves_out_what_is_wanted_on_one_tier_only(tiers: Bench) -> None:
+    tiers.cluster.states = {}
+    tiers.config.budget = BudgetConfig(max_trials=2)
+    round_ = tiers.propose(2, "h100")
+    tiers.fanout().train(round_)
+    tiers.ledger.record("trials.wanted", round=0, stage="validation", tier="h200", trials={"r00-c00": 2})
+    tiers.fanout().train(round_)
+    assert tiers.arrays == [(0, "h100", 2)]
+    assert list(round_.entries) == ["r00-c00", "r00-c01"]
+    assert tiers.statuses() == [Status.OK] * 2
+
+
+def test_a_part_of_a_round_that_is_lost_does_not_stop_the_others(tiers: Bench) -> None:
+    """Its round is not all proposed yet, and others train: whoever judges says when a round was lost as a whole."""
+    first, second = tiers.propose(1, "h100"), tiers.propose(1, "h100")
+    for number in range(2):
+        tiers.cluster.states[f"r01-c00-t{number}"] = JobState("NODE_FAIL", ended=True, node="n1")
+    fan = tiers.fanout()
+    fan.train(first, second, until=lambda: second.complete)
+    assert [t.id for t in first.outstanding] == ["r00-c00-t0"]
+    with pytest.raises(ClusterError, match="round 1: every trial was lost"):
+        fan.require_one(second)
+    assert not second.complete, "whoever resumes trains it again"
 
 
 def test_ten_thousand_trials_cost_one_directory_scan_a_second(

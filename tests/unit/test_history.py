@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, told_from_luck
+from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, gpu_of, on_two_tiers, told_from_luck
 
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.gains import Comparison, Gain
-from autoresearch_hpc.history import History
+from autoresearch_hpc.history import History, Want
 from autoresearch_hpc.journal import Event, read
 from autoresearch_hpc.records import Direction, Proposal, Status, Verdict
 
@@ -20,14 +20,19 @@ def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "a tag")
 
 
-@pytest.mark.parametrize("fake", [cookbook, told_from_luck])
-def test_replay_equals_applying_one_by_one_at_every_point(tmp_path: Path, fake: Callable[[Path], FakeRun]) -> None:
+@pytest.mark.parametrize(
+    ("fake", "end"),
+    [(cookbook, "the plan is complete"), (told_from_luck, "the plan is complete"), (on_two_tiers, None)],
+)
+def test_replay_equals_applying_one_by_one_at_every_point(
+    tmp_path: Path, fake: Callable[[Path], FakeRun], end: str | None
+) -> None:
     events = read(fake(tmp_path / "tag").layout.journal)
     growing = History()
     for number, event in enumerate(events, start=1):
         growing.apply(event)
         assert asdict(growing) == asdict(History.replay(events[:number]))
-    assert growing.stopped == "the plan is complete"
+    assert growing.stopped == end
 
 
 def test_a_run_that_has_started(tmp_path: Path) -> None:
@@ -255,6 +260,168 @@ def test_the_pool_are_near_misses_since_the_incumbent_changed_best_first(run: Fa
     assert run.history().pool == ("r04-c00", "r03-c00")
     near_misses(run, keep=True)
     assert run.history().pool == ()
+
+
+# several kinds of GPU, several rounds at a time
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> FakeRun:
+    return on_two_tiers(tmp_path / "two tiers")
+
+
+def test_a_round_that_is_proposed_in_parts(run: FakeRun) -> None:
+    run.round([("baseline", 1.0, "keep")])
+    for trial in run.propose(["a", "b"], tiers=["x", "y"]):
+        run.done(trial, 0.9)
+    round_ = run.history().rounds[1]
+    assert (round_.complete, round_.num_arrays) == (True, 2)
+    trials = run.propose(["c"], tiers=["x"], more=True)
+    assert trials == ["r01-c02-t0"]
+    history = run.history()
+    assert len(history.rounds) == 2
+    round_ = history.rounds[1]
+    assert list(round_.entries) == ["r01-c00", "r01-c01", "r01-c02"]
+    assert (round_.committed, round_.complete, round_.missing) == (True, False, {})
+    assert [t.id for t in round_.outstanding] == trials
+    run.event("round.proposed", round=1, base="f" * 40, proposals={"r01-c03": {"title": "d"}})
+    run.done(trials[0], 0.9)
+    round_ = run.history().rounds[1]
+    assert (round_.committed, round_.complete) == (False, False), "the newest part is not committed"
+
+
+def test_what_a_round_needs_is_counted_by_candidate_and_tier(run: FakeRun) -> None:
+    run.propose(["baseline", "a"], submit=False, tiers=["x", "y"])
+    run.event("trials.wanted", round=0, stage="array on y", tier="y", trials={"r00-c00": 2})
+    run.event("trials.wanted", round=0, stage="array", tier="x", trials={"r00-c00": 1})
+    round_ = run.history().rounds[0]
+    baseline, there = Want("r00-c00", "x"), Want("r00-c00", "y")
+    assert round_.missing == round_.needed == {baseline: 2, there: 2, Want("r00-c01", "y"): 1}
+    assert list(round_.missing) == [baseline, there, Want("r00-c01", "y")], "what was wanted last goes first"
+    assert (round_.num_needed("r00-c00"), round_.num_needed("r00-c01")) == (4, 1)
+    for number, tier in enumerate("xxyx"):
+        run.event("submit.intent", round=0, job_name=f"ar-{number}", tier=tier, trials=[f"r00-c00-t{number}"])
+    history = run.history()
+    assert history.rounds[0].missing == {there: 1, Want("r00-c01", "y"): 1}, "one too many on x is none on y"
+    assert [t.want for t in history.outstanding] == [baseline, baseline, there, baseline]
+    for number in range(4):
+        run.done(f"r00-c00-t{number}", 1.0)
+    assert not run.history().rounds[0].complete
+    for trial, tier in (("r00-c00-t4", "y"), ("r00-c01-t0", "y")):
+        run.event("submit.intent", round=0, job_name=f"ar-{trial}", tier=tier, trials=[trial])
+        assert run.history().rounds[0].missing == ({Want("r00-c01", "y"): 1} if trial == "r00-c00-t4" else {})
+        run.done(trial, 1.0)
+    assert run.history().rounds[0].complete
+
+
+def test_a_dropped_trial_is_missing_on_its_tier(run: FakeRun) -> None:
+    [trial] = run.propose(["a"], tiers=["x"])
+    run.done(trial, None, Status.LOST, tier="x")
+    run.event("trial.dropped", trial=trial, reason="lost")
+    assert run.history().rounds[0].missing == {Want("r00-c00", "x"): 1}
+
+
+def test_what_the_budget_has_no_room_for_on_one_tier_stays_on_the_other(run: FakeRun) -> None:
+    trials = run.propose(["a", "b"], tiers=["x", "x"])
+    for trial in trials:
+        run.done(trial, 1.0, tier="x")
+    run.event("trials.wanted", round=0, stage="validation", tier="y", trials={"r00-c01": 2, "r00-c00": 2})
+    run.event("submit.intent", round=0, job_name="v", tier="y", trials=["r00-c01-t1"])
+    run.done("r00-c01-t1", 0.9, tier="y")
+    run.event("submit.intent", round=0, job_name="w", tier="y", trials=["r00-c00-t1"])
+    run.event("submit.refused", round=0, job_name="w", trials=["r00-c00-t1"], reason="no room")
+    run.event("round.shrunk", round=0, tier="y", candidates=["r00-c01", "r00-c00"], reason="budget")
+    history = run.history()
+    round_ = history.rounds[0]
+    assert list(round_.entries) == ["r00-c00", "r00-c01"]
+    assert [t.id for t in round_.trials] == [*trials, "r00-c01-t1"], "one that never began is none"
+    assert (round_.num_needed("r00-c00"), round_.num_needed("r00-c01")) == (1, 2)
+    assert (round_.missing, round_.complete) == ({}, True)
+    run.event("trials.wanted", round=0, stage="again", tier="y", trials={"r00-c00": 1})
+    run.event("round.shrunk", round=0, tier="x", candidates=["r00-c00"], reason="budget")
+    assert run.history().rounds[0].missing == {Want("r00-c00", "y"): 1}
+
+
+def test_a_candidate_without_any_room_is_left_out_of_its_round(run: FakeRun) -> None:
+    run.propose(["a", "b"], submit=False, tiers=["x", "y"])
+    run.event("round.shrunk", round=0, tier="y", candidates=["r00-c01"], reason="budget")
+    assert list(run.history().rounds[0].entries) == ["r00-c00"]
+
+
+def test_what_a_candidate_is_worth_is_told_by_the_tier_that_decides(tiers: FakeRun) -> None:
+    history = tiers.history()
+    assert history.deciding_tier == "h200"
+    baseline, winner, screened, broken = (history.entry(id_) for id_ in ("r00-c00", "r01-c00", "r01-c02", "r01-c03"))
+    assert winner.values == [0.9449, 0.9451]
+    assert winner.value == pytest.approx(0.945)
+    assert [r.metric.value for r in winner.screened] == [0.9945]
+    assert baseline.values == [0.9505, 0.95, 0.9495, 0.95]
+    assert [r.metric.value for r in baseline.screened] == [1.0005, 0.9995, 1.0]
+    assert screened.values == [1.01], "for want of another"
+    assert (broken.values, broken.screened) == ([], [])
+    assert [entry.decided for entry in (baseline, winner, screened, broken)] == [True, True, False, False]
+    assert history.incumbent
+    assert history.incumbent.value == 0.945
+
+
+def test_a_validation_without_a_value_decides_nothing(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "decides", deciding_tier="h200")
+    [trial] = run.propose(["a"], tiers=["h100"])
+    run.done(trial, 1.0)
+    run.again("validation", "h200", r00_c00=[None])
+    entry = run.history().entry("r00-c00")
+    assert (entry.values, entry.decided) == ([1.0], False), "its value is the screening's, and compares with none there"
+    run.again("validation again", "h200", r00_c00=[0.9])
+    entry = run.history().entry("r00-c00")
+    assert (entry.values, entry.decided) == ([0.9], True)
+
+
+def test_without_a_tier_that_decides_the_newest_kind_counts(run: FakeRun) -> None:
+    run.propose(["a"])
+    run.done("r00-c00-t0", 1.0)
+    run.again("remeasurement", "h200", r00_c00=[0.9, 0.8])
+    entry = run.history().entry("r00-c00")
+    assert (entry.values, entry.decided) == ([0.9, 0.8], True)
+    assert [r.gpu for r in entry.good("h200")] == [gpu_of("h200")] * 2
+
+
+def test_rounds_are_open_side_by_side(tiers: FakeRun) -> None:
+    history = tiers.history()
+    assert [r.index for r in history.open_rounds] == [2, 3]
+    assert [t.id for t in history.outstanding] == ["r03-c00-t0"]
+    tiers.event("trials.wanted", round=2, stage="look", tier="h200", trials={"r01-c00": 1})
+    tiers.event("submit.intent", round=2, job_name="x", tier="h200", trials=["r01-c00-t3"])
+    history = tiers.history()
+    assert [t.id for t in history.outstanding] == ["r01-c00-t3", "r03-c00-t0"], "oldest round first"
+    assert history.trial("r01-c00-t3").round == 2, "an incumbent's trial belongs to the round that asked for it"
+    tiers.event("round.closed", round=3)
+    history = tiers.history()
+    assert ([r.index for r in history.open_rounds], [t.id for t in history.outstanding]) == ([2], ["r01-c00-t3"])
+
+
+def test_rounds_may_be_judged_out_of_order(tiers: FakeRun) -> None:
+    same = {"candidate": "r01-c00", "commit": commit_of("r01-c00"), "value": 0.945}
+    tiers.done("r03-c00-t0", 1.0)
+    tiers.event("round.judged", round=3, verdicts={"r03-c00": "discard"}, incumbent=same)
+    tiers.event("round.closed", round=3)
+    history = tiers.history()
+    assert [r.judged for r in history.rounds] == [True, True, False, True]
+    assert [o.candidate for o in history.outcomes()][-2:] == ["r01-c03", "r03-c00"]
+
+
+def test_agents_may_hear_of_results_before_their_round_is_judged(tiers: FakeRun) -> None:
+    """What they hear is the screening's value: every candidate has one, and one kind of GPU is what can be learned."""
+    history = tiers.history()
+    assert [o.candidate for o in history.outcomes()] == ["r00-c00", "r01-c00", "r01-c01", "r01-c02", "r01-c03"]
+    outcomes = {o.candidate: o for o in history.outcomes(unjudged=True)}
+    assert list(outcomes)[5:] == ["r02-c00", "r02-c01"], "not r03-c00, which has no result"
+    assert {id_: o.value for id_, o in outcomes.items()} == {
+        "r00-c00": 1.0, "r01-c00": 0.9945, "r01-c01": 0.9960, "r01-c02": 1.01, "r01-c03": None,
+        "r02-c00": 0.9935, "r02-c01": 0.9990,
+    }  # fmt: skip
+    assert {o.kind for o in outcomes.values()} == {"H100, tier h100", ""}
+    assert (outcomes["r00-c00"].num_trials, outcomes["r01-c00"].num_trials) == (3, 1)
+    assert (outcomes["r02-c00"].verdict, outcomes["r02-c00"].finding) == (None, None)
 
 
 def event(name: str, **data: Any) -> Event:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_run import FakeRun, told_from_luck
+from fake_run import FakeRun, on_two_tiers, told_from_luck
 from rich.console import Console
 
 from autoresearch_hpc.config import Config, PlanConfig
@@ -94,6 +94,22 @@ def test_a_look_shows_what_runs_again_and_what_the_numbers_stand_on(told: FakeRu
     ]
     assert lines[8].startswith("used: 14 of 40 trials")
     assert max(map(len, lines)) <= 80
+
+
+def test_the_candidates_of_all_open_rounds_are_shown_of_earlier_ones_those_that_run(tmp_path: Path) -> None:
+    run = on_two_tiers(tmp_path / "tiers")
+    assert [line.split()[0] for line in _text(run).splitlines()[3:5]] == ["r03-c00", "best"]
+    run.event("trials.wanted", round=2, stage="again", tier="h200", trials={"r02-c01": 1, "r01-c00": 1})
+    run.event("submit.intent", round=2, job_name="x", tier="h200", trials=["r02-c01-t1"])
+    lines = [line.split() for line in _text(run).splitlines()[3:6]]
+    assert lines[0] == ["r02-c01", "submitting", "1/2", "0.999000", "b"]
+    assert lines[1][4:] == ["0.945000", "the", "incumbent,", "again"], "of h200 alone: no mean of two kinds"
+    assert lines[1][0] == "r01-c00"
+    assert lines[2][0] == "r03-c00"
+    for round_ in (2, 3):
+        run.event("round.closed", round=round_)
+    rows = _text(run).splitlines()[3:]
+    assert [row.split()[0] for row in rows if row.startswith("r0")] == ["r03-c00"], "without an open one the newest"
 
 
 def test_the_baselines_replicates_are_counted(run: FakeRun) -> None:

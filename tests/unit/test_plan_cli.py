@@ -162,6 +162,85 @@ def test_this_machine_has_no_sbatch_line(repo: Path, capsys: pytest.CaptureFixtu
     assert any(line.endswith("in all, CPU") for line in lines)
 
 
+# several kinds of GPU
+
+TWO_TIERS = (
+    "tiers:\n"
+    "  h100: {gres: 'gpu:h100:1', max_parallel: 2, price_per_gpu_hour: 2.0, partition: big}\n"
+    "  h200: {gres: 'gpu:h200:1', max_parallel: 1, price_per_gpu_hour: 3.0}\n"
+)
+
+
+@pytest.fixture
+def tiers(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a cluster of two kinds of GPU."""
+    monkeypatch.setenv("COLUMNS", "200")
+    (repo / "conf" / "cluster").mkdir()
+    (repo / "conf" / "cluster" / "both.yaml").write_text(f"kind: slurm\ngpus: null\n{TWO_TIERS}")
+    return repo
+
+
+def test_a_validation_is_counted_and_priced_at_its_tier(tiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_plan(capsys, "cluster=both", "plan.validate.top=2", "plan.validate.seeds=2", "agent=random"))
+    assert "trials        11 in 3 rounds, 2 at once" in text
+    assert "tier          h100: candidates are tried, 2 GPUs at once, $2.00 per GPU hour" in text
+    assert "tier          h200: the best 2 of a round again, 2 seeds each, 1 GPU at once, $3.00 per GPU hour" in text
+    assert "looks         with controls, at most 2 further trials a round, 2 in all" in text, "no looks but controls"
+    # the baseline 3; each round 2 x 2, 2 controls, and 3 of a new incumbent
+    assert "validation    at most 21 trials of the best, the incumbent among them" in text
+    assert "GPU hours     0.92 of training, at most 11.90" in text  # (11 + 2 + 21) x 21 min
+    assert "cost          $1.83 of training, at most $31.15\n" in text  # 13 x 0.70 + 21 x 1.05
+    assert "sbatch        h100: --partition=big --gres=gpu:h100:1 --time=" in text
+    assert "sbatch        h200: --gres=gpu:h200:1 --time=" in text
+    assert "--array=0-(K-1)%2" in text
+    assert "--array=0-(K-1)%1" in text
+    assert "warning: no GPU" not in text
+
+
+def test_a_tier_that_the_plan_does_not_use_is_not_told(tiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_plan(capsys, "cluster=both", "plan.screen=h200"))
+    assert "tier          h200: candidates are tried, 1 GPU at once, $3.00 per GPU hour" in text
+    assert "h100" not in text.replace("tiers h100, h200", "")
+    assert "validation" not in text
+    assert "looks         with controls, at most 11 further trials a round, 20 in all" in text
+    assert "at most $32.55 at $3.00 per GPU hour" in text  # 31 x 1.05
+
+
+def test_a_round_that_spreads_costs_at_most_the_dearest(tiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_plan(capsys, "cluster=both", "tiers=any", "schedule=async", "agent=random"))
+    assert "trials        11 in 3 rounds, 3 at once" in text
+    assert "tier          h100: candidates are tried, 2 GPUs at once" in text
+    assert "tier          h200: candidates are tried, 1 GPU at once" in text
+    assert "at most $32.55\n" in text
+    assert "schedule      async: a slot that comes free is filled with a candidate of the next round" in text
+
+
+def test_a_validation_may_end_the_run_early(tiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("cluster=both", "plan.validate.top=2", "agent=random")
+    text = "\n".join(_plan(capsys, *given, "budget.usd=31", "budget.gpu_hours=11.8", "budget.max_trials=33"))
+    assert "budget.usd=31 may end the run early: it may cost up to $31.15" in text
+    assert "budget.gpu_hours=11.8 may end the run early: at most 11.90 would be used" in text
+    assert "budget.max_trials=33 may end the run early" in text
+    text = "\n".join(_plan(capsys, *given, "budget.usd=31.2", "budget.gpu_hours=12", "budget.max_trials=34"))
+    assert "may end the run early" not in text
+    assert "budget.usd has no effect" not in text, "tiers have prices, though the cluster has none"
+
+
+def test_the_packages_tiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["+round=tiers", "cluster=two_tiers"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "trials        159 in 13 rounds, 13 at once" in lines
+    assert "tier          h100: candidates are tried, 13 GPUs at once, $2.00 per GPU hour" in lines
+    assert "tier          h200: the best 3 of a round again, 2 seeds each, 3 GPUs at once, $3.00 per GPU hour" in lines
+    assert "validation    at most 135 trials of the best, the incumbent among them" in lines
+    assert main(["+round=tiers"]) == 2
+    assert "validates on a second kind of GPU, and the cluster has one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("plan", ["quickstart", "linear", "cookbook", "knobs", "width"])
 def test_every_plan_of_the_package_can_be_shown(
     plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -112,6 +112,60 @@ def test_findings_carry_shrunk_effects_when_asked() -> None:
     assert at(0, one(0, 2.0)).findings[0].effect is None
 
 
+# several kinds of GPU
+
+
+def on_two_kinds(look: int, here: list[Sample], there: list[Sample], rule: Significant = RULE) -> Judgement:
+    """Their incumbent is worth 100 more there."""
+    other = replace(INCUMBENT, fresh=(100.0, 100.0, 100.0))
+    return judge(rule, look, KNOWN, INCUMBENT, here, Direction.max, elsewhere=[(other, there)])
+
+
+def test_each_kind_has_its_own_incumbent_and_its_share_of_the_chance() -> None:
+    here, there = [one(0, 1.0)], [one(1, 103.0), one(2, 99.0), one(3, 98.0)]
+    judgement = on_two_kinds(0, here, there)
+    assert [f.candidate for f in judgement.findings] == ["r01-c00", "r01-c01", "r01-c02", "r01-c03"]
+    assert [f.difference and f.difference.gain for f in judgement.findings] == [1.0, 3.0, -1.0, -2.0]
+    assert [(f.k, f.k_alike) for f in judgement.findings] == [(4, 1), (4, 3), (4, 3), (4, 3)]
+    se = math.sqrt(1 + 1 / 3)
+    assert judgement.findings[0].p == pytest.approx(4 * p_value(1.0 / se, 1, 1, 3, math.inf))
+    assert judgement.findings[1].p == pytest.approx(4 / 3 * p_value(3.0 / se, 3, 1, 3, math.inf))
+    assert judgement.findings[3].p == 1.0
+
+
+def test_a_lead_that_passes_alone_may_not_pass_with_its_kinds_share() -> None:
+    single = replace(RULE, looks=())
+    hopeless = [one(i, 90.0) for i in range(1, 8)]
+    assert at(0, one(0, 2.1), rule=single).promote == "r01-c00"
+    assert on_two_kinds(0, [one(0, 2.1)], hopeless, single).promote is None
+    assert on_two_kinds(0, [one(0, 3.2)], hopeless, single).promote == "r01-c00"
+
+
+def test_contested_by_another_kind_goes_to_a_look_and_by_the_same_one_does_not() -> None:
+    judgement = on_two_kinds(0, [one(0, 7.0), one(1, 6.9)], [one(2, 106.8), one(3, 106.0), one(4, 100.0)])
+    assert (judgement.promote, judgement.again) == (None, ("r01-c00", "r01-c02", "r01-c03"))
+    assert [f.call for f in judgement.findings if f.candidate in judgement.again] == [Call.CONFIRM] * 3
+    assert on_two_kinds(0, [one(0, 7.0), one(1, 6.9)], [one(2, 100.0)]).promote == "r01-c00"
+    far = on_two_kinds(0, [one(0, 20.0)], [one(2, 106.8)])  # two standard errors of their difference are 3.3
+    assert (far.promote, far.pool) == ("r01-c00", ("r01-c02",))
+
+
+def test_after_the_last_look_the_best_is_kept_whoever_comes_near() -> None:
+    single = replace(RULE, looks=())
+    assert on_two_kinds(0, [one(0, 7.0)], [one(1, 107.1)], single).promote == "r01-c01"
+
+
+def test_two_kinds_without_a_gain_promote_in_five_percent_at_most() -> None:
+    single, rng, kept = replace(RULE, looks=()), np.random.default_rng(0), 0
+    for _ in range(2000):
+        kinds = [
+            (replace(INCUMBENT, fresh=tuple(rng.normal(size=3))), [one(4 * j + i, rng.normal()) for i in range(k)])
+            for j, k in enumerate((4, 1))
+        ]
+        kept += judge(single, 0, KNOWN, *kinds[0], Direction.max, elsewhere=kinds[1:]).promote is not None
+    assert 0.03 < kept / 2000 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
+
+
 # what cannot win
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from fake_run import NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, told_from_luck
+from fake_run import CONFIG, NOISE, OVER_BASELINE, FakeRun, commit_of, cookbook, on_two_tiers, told_from_luck
 from rich.console import Console
 
 from autoresearch_hpc import report
+from autoresearch_hpc.config import ClusterConfig, Config, PlanConfig, TierConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.layout import all_runs, find_run
@@ -23,7 +24,7 @@ from autoresearch_hpc.records import Direction, Phases, Status
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.__main__ import main
 from autoresearch_hpc.report.plots import progress_figure, write_progress_png
-from autoresearch_hpc.report.settings import Settings, read_settings
+from autoresearch_hpc.report.settings import Settings, read_settings, settings_of
 from autoresearch_hpc.report.summary import summarize
 from autoresearch_hpc.report.tables import write_candidates_csv, write_results_tsv, write_trials_csv
 from autoresearch_hpc.report.wording import render, render_text
@@ -363,6 +364,71 @@ def test_settings_are_read_leniently(tmp_path: Path) -> None:
     assert read_settings(path).num_rounds == 1
 
 
+# several kinds of GPU
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> FakeRun:
+    run = on_two_tiers(tmp_path / "two tiers")
+    priced = "tiers: {h100: {price_per_gpu_hour: 2.0}, h200: {price_per_gpu_hour: 3.0, gres: 'gpu:1'}, other: null}"
+    run.layout.config.write_text(CONFIG.replace("price_per_gpu_hour: 2.0", f"price_per_gpu_hour: 9.0, {priced}"))
+    return run
+
+
+def test_each_tiers_trials_are_told_at_its_price(tiers: FakeRun) -> None:
+    settings = read_settings(tiers.layout.config)
+    assert settings.prices == {"h100": 2.0, "h200": 3.0}
+    assert [settings.price(name) for name in ("h100", "h200", "other", "")] == [2.0, 3.0, 9.0, 9.0]
+    summary = summarize(tiers.history(), settings)
+    h100, h200 = 8 * 480 + 60, 9 * 480
+    assert [(use.tier, use.num_trials, use.trial_s) for use in summary.tiers] == [("h100", 9, h100), ("h200", 9, h200)]
+    assert [use.cost_usd for use in summary.tiers] == [pytest.approx(h100 / 1800), pytest.approx(h200 / 1200)]
+    assert summary.cost_usd == pytest.approx(h100 / 1800 + h200 / 1200)
+    text = render_text(summary)
+    assert "\non h100: 9 trials, 1.08 h, $2.17\n" in text
+    assert "\non h200: 9 trials, 1.20 h, $3.60\n" in text
+
+
+def test_a_loaded_configurations_settings_have_every_tiers_price() -> None:
+    cluster = ClusterConfig(price_per_gpu_hour=9.0, tiers={"a": TierConfig(price_per_gpu_hour=2.0), "b": TierConfig()})
+    assert settings_of(Config(plan=PlanConfig(name="p"), cluster=cluster)).prices == {"a": 2.0, "b": 9.0}
+
+
+def test_one_tier_is_not_told_by_itself_and_no_price_is_no_cost(tiers: FakeRun, run: FakeRun) -> None:
+    assert summarize(run.history(), read_settings(run.layout.config)).tiers == ()
+    summary = summarize(tiers.history())
+    assert ([use.cost_usd for use in summary.tiers], summary.cost_usd) == ([None, None], None)
+    assert "\non h200: 9 trials, 1.20 h\n" in render_text(summary)
+
+
+def test_a_rounds_best_is_one_that_was_validated(tiers: FakeRun) -> None:
+    summary = summarize(tiers.history())
+    assert [(row.best, row.best_candidate) for row in summary.rounds] == [
+        (0.95, "r00-c00"), (pytest.approx(0.945), "r01-c00"), (0.944, "r02-c00"), (None, None)
+    ]  # fmt: skip
+    assert (summary.best, summary.best_trials, summary.baseline) == (pytest.approx(0.945), 2, 0.95)
+
+
+def test_leading_is_who_beats_the_incumbent_where_it_is_decided(tiers: FakeRun) -> None:
+    """Of all open rounds; a screening's value says nothing of it, however good."""
+    assert summarize(tiers.history()).leading_candidate == "r02-c00"
+    tiers.done("r03-c00-t0", 0.1)
+    summary = summarize(tiers.history())
+    assert (summary.leading, summary.leading_candidate) == (0.944, "r02-c00")
+    tiers.again("validation", "h200", r03_c00=[0.9430])
+    assert summarize(tiers.history()).leading_candidate == "r03-c00"
+    assert summarize(tiers.history()).rounds[-1].best == 0.943
+    [trial] = tiers.propose(["d"], tiers=["h100"], more=True)
+    tiers.done(trial, 0.1)
+    assert summarize(tiers.history()).rounds[-1].best_candidate == "r03-c00", "not 0.1, which is of another kind"
+
+
+def test_before_a_validation_a_rounds_best_is_that_of_its_screening(tiers: FakeRun) -> None:
+    tiers.done("r03-c00-t0", 0.9)
+    summary = summarize(tiers.history())
+    assert (summary.rounds[-1].best, summary.leading_candidate) == (0.9, "r02-c00")
+
+
 # the picture
 
 
@@ -407,6 +473,38 @@ def test_a_candidate_is_one_point_with_the_standard_error_of_its_mean(told: Fake
     low, high = axes.get_ylim()
     assert low < min(s[0][1] for s in bars)
     assert max(s[1][1] for s in bars) < high
+
+
+def test_what_was_only_screened_is_drawn_apart(tiers: FakeRun) -> None:
+    axes = progress_figure(tiers.history()).axes[0]
+    marks = {c.get_label(): c.get_offsets() for c in axes.collections}
+    assert np.allclose(marks["kept"], [(1, 0.95), (2, 0.945)])
+    assert np.allclose(marks["discarded"], [(3, 0.9485), (6, 0.944)])
+    high = axes.get_ylim()[1]
+    assert np.allclose(marks["screened only, on another GPU"], [(4, high), (7, high)]), "beyond the upper edge"
+    assert "discarded, off the scale" not in marks, "they are on another scale"
+    assert len(marks["failed"]) == 1
+    bars = [s for c in axes.collections if hasattr(c, "get_segments") for s in c.get_segments()]
+    assert sorted(s[0][0] for s in bars) == [1, 2, 3, 6], "what is not compared has no error either"
+
+
+def test_what_was_screened_lies_where_its_value_is_or_at_the_nearest_edge(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "r", deciding_tier="h200")
+    for trial in run.propose(["baseline", "a", "b", "c"], tiers=["h100"] * 4):
+        run.done(trial, {"r00-c01-t0": 0.2, "r00-c02-t0": 0.95, "r00-c03-t0": 1.8}.get(trial, 1.0))
+    run.again("array on h200", "h200", r00_c00=[1.0])
+    run.again("validation", "h200", r00_c01=[0.9])
+    run.judge(
+        {"r00-c00": "keep", "r00-c01": "keep", "r00-c02": "discard", "r00-c03": "discard"},
+        {"r00-c00": 1.0, "r00-c01": 0.9},
+    )
+    [trial] = run.propose(["d"], tiers=["h100"])
+    run.done(trial, 0.1)
+    axes = progress_figure(run.history()).axes[0]
+    low, high = axes.get_ylim()
+    marks = {c.get_label(): c.get_offsets() for c in axes.collections}
+    assert np.allclose(marks["screened only, on another GPU"], [(3, 0.95), (4, high), (5, low)])
+    assert np.allclose(marks["kept"], [(1, 1.0), (2, 0.9)])
 
 
 def test_without_known_noise_there_are_no_bars(run: FakeRun) -> None:
