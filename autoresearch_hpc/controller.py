@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autoresearch_hpc import decide, effects, report, space
+from autoresearch_hpc import decide, effects, report, space, views
 from autoresearch_hpc.agents import PlannedAgent
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
@@ -35,10 +35,9 @@ from autoresearch_hpc.records import (
     to_json,
 )
 from autoresearch_hpc.repo import Repo
+from autoresearch_hpc.schedule import Schedule
 from autoresearch_hpc.stopping import StopRequest
 from autoresearch_hpc.tiers import Tiers
-
-_MAX_OPEN = {"rounds": 2, "async": 4}  # rounds at a time: their incumbents would be older and older
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +65,7 @@ class Controller:
         self._combiner = combiner
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
-        self._async = config.schedule == "async"
-        self._no_more: str | None = None  # why nothing is proposed now
+        self._schedule = Schedule(config, self._tiers, self._history, agent.incremental)
         self._thought_of = 0  # the newest round that the agent was told to think of
         self._agent.tell(self._history.outcomes())
 
@@ -76,7 +74,7 @@ class Controller:
         try:
             with self._stop:
                 while (reason := self._go_on()) is None:
-                    self._fanout.train(*self._history.open_rounds, until=self._may_go_on)
+                    self._fanout.train(*self._history.open_rounds, until=self._schedule.may_go_on)
                 self._fanout.settle()
                 self._record("run.stopped", reason=reason)
                 return reason
@@ -93,73 +91,31 @@ class Controller:
 
     def _go_on(self) -> str | None:
         """Do all that need not wait for a trial; why the run is over, None while it is not."""
-        self._no_more = None
+        schedule = self._schedule
+        schedule.no_more = None
         for round_ in self._history.open_rounds:
             self._advance(round_)
-        while self._may_propose():
-            self._no_more = self._reason_to_stop() or self._open_round()
+        while schedule.may_propose():
+            schedule.no_more = self._reason_to_stop() or self._open_round()
             for round_ in self._history.open_rounds:
                 self._advance(round_)
-        return None if self._history.open_rounds else self._no_more
-
-    def _may_go_on(self) -> bool:
-        return self._may_propose() or any(r.complete and self._is_full(r) for r in self._history.open_rounds)
+        return None if self._history.open_rounds else schedule.no_more
 
     def _advance(self, round_: Round) -> None:
         """Take the round as far as its results allow."""
         self._commit(round_)
         self._think_ahead(round_)
         self._want_more(round_)
-        if round_.complete and self._is_full(round_):
+        if round_.complete and self._schedule.is_full(round_):
             self._fanout.require_one(round_)
             self._judge(round_)
             self._close(round_)
 
     # proposing
 
-    def _may_propose(self) -> bool:
-        """Whether the time has come for a new round, or for more of the newest."""
-        open_, newest = self._history.open_rounds, self._history.rounds[-1] if self._history.rounds else None
-        if self._no_more or newest is None or newest.closed_at is not None:
-            return self._no_more is None
-        if not newest.committed or (
-            self._history.incumbent is None and not self._history.entry(decide.BASELINE).values
-        ):
-            return False
-        if not self._is_full(newest):
-            return self._num_free() > 0
-        if len(open_) >= _MAX_OPEN[self._config.schedule] or newest.index >= self._config.plan.num_rounds:
-            return False
-        if self._async:
-            return self._num_free() > 0
-        return self._tiers.validates is not None and all(decide.VALIDATION in round_.stages for round_ in open_)
-
-    def _num_free(self) -> int:
-        """Slots for candidates that nothing fills."""
-        slots = self._tiers.num_screening or self._config.plan.num_candidates(len(self._history.rounds))
-        screens = self._tiers.screens
-        busy = sum(trial.tier in screens for trial in self._history.outstanding)
-        lacking = [(want, n) for round_ in self._history.open_rounds for want, n in round_.missing.items()]
-        return (
-            slots + self._config.cluster.backlog * len(screens) - busy - sum(n for w, n in lacking if w.tier in screens)
-        )
-
-    def _is_full(self, round_: Round) -> bool:
-        """Whether all of the round's candidates are proposed."""
-        if not self._async or round_ is not self._history.rounds[-1] or self._no_more:
-            return True
-        return self._num_lacking(round_) <= 0 or not self._agent.incremental(round_.index)
-
-    def _num_lacking(self, round_: Round) -> int:
-        """Candidates that the plan has for the round, and that are not proposed yet."""
-        index, plan = round_.index, self._config.plan
-        if index < plan.first_round:
-            return 0
-        return plan.num_candidates(index) - sum(entry.id != decide.BASELINE for entry in round_.entries.values())
-
     def _reason_to_stop(self) -> str | None:
-        index = len(self._history.rounds)
-        if index and not self._is_full(self._history.rounds[-1]):
+        index, begun = self._schedule.next_place()
+        if begun:
             room = self._budget.room(self._history)
             return None if room.fits(1) else room.cap
         if index > self._config.plan.num_rounds:
@@ -168,10 +124,7 @@ class Controller:
 
     def _open_round(self) -> str | None:
         """A new round, or more of the newest; why not, where the agent proposes nothing."""
-        rounds = self._history.rounds
-        index, begun = len(rounds), 0
-        if rounds and not self._is_full(rounds[-1]):
-            index, begun = rounds[-1].index, len(rounds[-1].entries)
+        index, begun = self._schedule.next_place()
         proposals = self._propose(index, begun)
         if not proposals:
             return "the agent has nothing more to propose"
@@ -210,11 +163,8 @@ class Controller:
 
     def _room_for(self, index: int, others: int, begun: int) -> int:
         """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
-        plan = self._config.plan
-        k, room = plan.num_candidates(index), self._budget.room(self._history)
-        if self._async and self._agent.incremental(index):
-            already = begun - (index == 0 and begun > 0)
-            k = min(k - already, max(1, self._num_free() - others))
+        plan, room = self._config.plan, self._budget.room(self._history)
+        k = self._schedule.num_wanted(index, begun, others)
         open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
         needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
         if open_ and room.trials is not None and room.trials < k + needed:
@@ -224,11 +174,11 @@ class Controller:
 
     def _state(self, index: int, begun: int = 0) -> SearchState:
         history = self._history
-        outcomes = history.outcomes(unjudged=self._overlapping)
+        outcomes = history.outcomes(unjudged=self._schedule.overlapping)
         heard = {outcome.candidate for outcome in outcomes}
         under_way = [entry for round_ in history.open_rounds for entry in round_.entries.values()]
         incumbent = history.incumbent
-        entry = history.entry(incumbent.candidate) if incumbent else history.find(decide.BASELINE)
+        entry = history.entry(incumbent.candidate) if incumbent else history.find(views.BASELINE)
         if entry and entry.candidate:
             knobs, source = entry.candidate.knobs, self._maker.sources(entry.candidate.commit)
         else:
@@ -264,20 +214,19 @@ class Controller:
         """The files of the newest judged round's failed candidates."""
         judged = [round_ for round_ in self._history.rounds if round_.judged]
         entries = judged[-1].entries.values() if judged else ()
-        failed = [e for e in entries if e.verdict is Verdict.CRASH and e.id != decide.BASELINE and e.candidate]
+        failed = [e for e in entries if e.verdict is Verdict.CRASH and e.id != views.BASELINE and e.candidate]
         return {entry.id: self._maker.sources(entry.candidate.commit) for entry in failed if entry.candidate}
 
     def _think_ahead(self, round_: Round) -> None:
         """Let the agent draft the next round while this one trains."""
         index = round_.index + 1
-        if self._thought_of < index <= self._config.plan.num_rounds and not round_.judged and self._is_full(round_):
+        if (
+            self._thought_of < index <= self._config.plan.num_rounds
+            and not round_.judged
+            and self._schedule.is_full(round_)
+        ):
             self._thought_of = index
             self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
-
-    @property
-    def _overlapping(self) -> bool:
-        """Whether a round may be proposed before the last one is judged."""
-        return self._async or self._tiers.validates is not None
 
     @property
     def _base(self) -> str:
@@ -326,7 +275,7 @@ class Controller:
         """On which tier each is tried."""
         busy = Counter(trial.tier for trial in self._history.outstanding)
         places = self._tiers.spread(candidates, busy)
-        return {id_: self._tiers.screens[0] if id_ == decide.BASELINE else tier for id_, tier in places.items()}
+        return {id_: self._tiers.screens[0] if id_ == views.BASELINE else tier for id_, tier in places.items()}
 
     # training
 
@@ -337,8 +286,8 @@ class Controller:
             stage = "array" if tier == tiers.used[0] else f"array on {tier}"
             if not {stage, "array"} & set(round_.stages):
                 count = decide.beside(self._history, rule, tiers).get(tier, 0)
-                self._want(round_, stage, tier, {decide.standing(self._history): count} if count else {})
-        if round_.complete and not round_.judged and self._is_full(round_):
+                self._want(round_, stage, tier, {views.standing(self._history): count} if count else {})
+        if round_.complete and not round_.judged and self._schedule.is_full(round_):
             if more := decide.further(self._history, round_, rule, tiers):
                 self._want(round_, more.stage, more.tier, more.trials)
 
@@ -382,7 +331,7 @@ class Controller:
         if incumbent is None:
             report.write_tables(self._history, self._layout)
             self._record("run.stopped", reason="the baseline failed")
-            raise _baseline_failed(self._history.entry(decide.BASELINE), self._layout)
+            raise _baseline_failed(self._history.entry(views.BASELINE), self._layout)
         self._repo.advance(self._history.tag, incumbent.commit)
         self._analyse(round_)
         report.write_tables(self._history, self._layout)

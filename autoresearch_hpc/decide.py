@@ -1,6 +1,6 @@
 """Verdicts: what a round's results make of its candidates, by the rule that the configuration fixed beforehand.
 
-This is the seam between a run's history and `promotion`, which knows the statistics: here it is chosen which values
+This is the seam between a run's history and `promotion`, which knows the statistics; `views` chooses which values
 count. Only results of one *kind* (GPU model, tier, data, harness, torch) are ever compared. Everything follows from the
 history, so a resumed run decides as one that never stopped.
 
@@ -11,39 +11,44 @@ each candidate is compared on the kind that it ran on, and the looks bring the c
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from autoresearch_hpc.config import DecideConfig
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.gains import Comparison, Gain, Noise
-from autoresearch_hpc.history import Entry, History, Round, Trial, Want
+from autoresearch_hpc.history import History, Round
 from autoresearch_hpc.promotion import (
     Call,
-    Difference,
     Finding,
-    KnownNoise,
     Look,
     Prior,
-    Replicates,
-    Sample,
     Significant,
     as_gain,
     best,
     difference,
     effect_prior,
-    pool,
     shrink,
 )
 from autoresearch_hpc.promotion import Judgement as LookJudgement
 from autoresearch_hpc.promotion import judge as judge_look
-from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
+from autoresearch_hpc.records import Direction, Verdict
 from autoresearch_hpc.tiers import Tiers
+from autoresearch_hpc.views import (
+    BASELINE,
+    VALIDATION,
+    View,
+    counting,
+    differences,
+    looked,
+    noise_of,
+    sample_of,
+    standing,
+    views_of,
+)
 
 __all__ = [
-    "BASELINE",
     "Further",
     "Judgement",
     "beside",
@@ -55,9 +60,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-BASELINE = candidate_id(0, 0)
 REMEASUREMENT = "remeasurement"
-VALIDATION = "validation"
 _NOT_COMPARED = "not compared"
 
 
@@ -90,11 +93,6 @@ def beside(history: History, config: DecideConfig, tiers: Tiers) -> dict[str, in
     return {tier: count for tier, count in more.items() if count > 0}
 
 
-def standing(history: History) -> str:
-    """The candidate that others are compared with."""
-    return history.incumbent.candidate if history.incumbent else BASELINE
-
-
 def _num_trials(history: History, tier: str, tiers: Tiers) -> int:
     """Trials of the incumbent there: run, under way or waiting for a slot. The baseline's first is in its own array."""
     entry = history.find(standing(history))
@@ -117,7 +115,7 @@ class Further:
 
 def further(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> Further | None:
     """What the results so far ask for; None where the round can be judged."""
-    views = _views(history, round_, tiers.screens)
+    views = views_of(history, round_, tiers.screens)
     if not any(sample.all for view in views for sample in view.candidates):
         return None
     for view in views:
@@ -127,7 +125,7 @@ def further(history: History, round_: Round, config: DecideConfig, tiers: Tiers)
         return _validation(history, round_, views[0], config, tiers)
     if config.rule == "best":
         return _contested(history, round_, views, config, tiers)
-    said = _by_significance(views, config, _noise(history, views, config), None)
+    said = _by_significance(views, config, noise_of(history, views, config), None)
     if not said.again:
         return None
     trials = dict.fromkeys(said.again, said.fresh) | (
@@ -136,7 +134,7 @@ def further(history: History, round_: Round, config: DecideConfig, tiers: Tiers)
     return Further(stage=f"look {views[0].look + 1}", tier=_one_tier(history, round_, said.again, tiers), trials=trials)
 
 
-def _remeasured(round_: Round, view: "_View", config: DecideConfig) -> Further | None:
+def _remeasured(round_: Round, view: View, config: DecideConfig) -> Further | None:
     """The incumbent on a kind that it was never run on, once: it may fail, or the budget may have no room."""
     stage = f"{REMEASUREMENT} on {view.tier}" if view.tier else REMEASUREMENT
     if stage in round_.stages:
@@ -146,13 +144,11 @@ def _remeasured(round_: Round, view: "_View", config: DecideConfig) -> Further |
     return Further(stage=stage, tier=view.tier, trials={incumbent: num_replicates(config)})
 
 
-def _validation(
-    history: History, round_: Round, screened: "_View", config: DecideConfig, tiers: Tiers
-) -> Further | None:
+def _validation(history: History, round_: Round, screened: View, config: DecideConfig, tiers: Tiers) -> Further | None:
     """The best of the round on the other tier, with controls; None once they were run there."""
     assert tiers.validates
     if VALIDATION in round_.stages:
-        view = _View.of(history, round_, tiers.validates)
+        view = View.of(history, round_, tiers.validates)
         lost = view and not view.incumbent.all and any(sample.all for sample in view.candidates)
         return _remeasured(round_, view, config) if view and lost else None
     best_first = sorted(
@@ -167,7 +163,7 @@ def _validation(
 
 
 def _contested(
-    history: History, round_: Round, views: "Sequence[_View]", config: DecideConfig, tiers: Tiers
+    history: History, round_: Round, views: Sequence[View], config: DecideConfig, tiers: Tiers
 ) -> Further | None:
     """The best of each kind that beats the incumbent there, brought onto one."""
     winners = [best(v.incumbent, v.candidates, v.direction, config.min_delta) for v in views]
@@ -183,23 +179,13 @@ def _one_tier(history: History, round_: Round, candidates: Sequence[str], tiers:
     """Where a look runs: where the looks before it ran, else where most of these candidates have run already."""
     if len(tiers.screens) == 1:
         return tiers.screens[0]
-    ran = _looked(history, round_) or [t.tier for id_ in candidates for t in _counting(history.entry(id_))]
+    ran = looked(history, round_) or [t.tier for id_ in candidates for t in counting(history.entry(id_))]
     return min(tiers.screens, key=lambda tier: -ran.count(tier))
-
-
-def _looked(history: History, round_: Round) -> list[str]:
-    """The tiers on which the round's candidates were run again, one for each trial."""
-    rivals = [entry for entry in round_.entries.values() if entry.id != standing(history)]
-    return [trial.tier for entry in rivals for trial in _counting(entry)[1:]]
-
-
-def _counting(entry: Entry) -> list[Trial]:
-    return [trial for trial in entry.trials if trial.dropped is None]
 
 
 def judge(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> Judgement:
     """The round's verdicts. Without an incumbent the baseline becomes it, for the others to beat."""
-    views = _views(history, round_, (tiers.validates,) if tiers.validates else tiers.screens)
+    views = views_of(history, round_, (tiers.validates,) if tiers.validates else tiers.screens)
     verdicts = {e.id: Verdict.DISCARD if e.value is not None else Verdict.CRASH for e in round_.entries.values()}
     if not views:
         return Judgement(verdicts=verdicts, findings={}, incumbent=None)
@@ -216,8 +202,8 @@ def judge(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -
     views = [each for each in views if each.incumbent.all]
     if not views:
         return Judgement(verdicts=verdicts, findings=findings, incumbent=view.incumbent.candidate)
-    noise = _noise(history, views, config)
-    prior = effect_prior(_differences(history, views, noise), noise)
+    noise = noise_of(history, views, config)
+    prior = effect_prior(differences(history, views, noise), noise)
     said = _RULES[config.rule](views, config, noise, prior)
     findings |= {f.candidate: f.record for f in said.findings}
     for each in views:
@@ -238,11 +224,11 @@ def judge(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -
 
 def _screened_out(history: History, round_: Round, config: DecideConfig, tiers: Tiers) -> dict[str, Comparison]:
     """What the screening said of each candidate; of those that were validated, that is said instead."""
-    views = [view for view in _views(history, round_, tiers.screens) if view.incumbent.all]
+    views = [view for view in views_of(history, round_, tiers.screens) if view.incumbent.all]
     if not views:
         return {}
-    noise = _noise(history, views, config)
-    prior = effect_prior(_differences(history, views, noise), noise)
+    noise = noise_of(history, views, config)
+    prior = effect_prior(differences(history, views, noise), noise)
     said = _by_best(views, config, noise, prior)
     found = [f if f.difference is None else replace(f, call=Call.SCREENED_OUT) for f in said.findings]
     return {finding.candidate: finding.record for finding in found}
@@ -266,7 +252,7 @@ def num_replicates(config: DecideConfig) -> int:
     return 1 if config.rule == "best" else config.replicates
 
 
-def _by_best(views: Sequence["_View"], config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
+def _by_best(views: Sequence[View], config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
     """Takes numbers at their face value, but says what they are worth where the noise is known.
 
     Of winners on several kinds the one that the look was won by; without one, the one with the largest gain.
@@ -293,9 +279,7 @@ def _by_best(views: Sequence["_View"], config: DecideConfig, noise: Noise, prior
     return LookJudgement(findings=tuple(called), promote=promote)
 
 
-def _by_significance(
-    views: Sequence["_View"], config: DecideConfig, noise: Noise, prior: Prior | None
-) -> LookJudgement:
+def _by_significance(views: Sequence[View], config: DecideConfig, noise: Noise, prior: Prior | None) -> LookJudgement:
     first, others = views[0], [(view.incumbent, view.candidates) for view in views[1:]]
     return judge_look(
         _significant(config, validated=first.validated),
@@ -304,14 +288,14 @@ def _by_significance(
     )
 
 
-_RULES: dict[str, Callable[[Sequence["_View"], DecideConfig, Noise, Prior | None], LookJudgement]] = {
+_RULES: dict[str, Callable[[Sequence[View], DecideConfig, Noise, Prior | None], LookJudgement]] = {
     "best": _by_best,
     "significant": _by_significance,
 }
 
 
 def _over_baseline(
-    history: History, views: Sequence["_View"], winner: str | None, noise: Noise, prior: Prior | None
+    history: History, views: Sequence[View], winner: str | None, noise: Noise, prior: Prior | None
 ) -> Gain | None:
     """From the baseline to the new incumbent: the steps between all incumbents, each with every trial of its two.
 
@@ -321,7 +305,7 @@ def _over_baseline(
     """
     kept = [e.id for e in history.entries() if e.verdict is Verdict.KEEP] or [BASELINE]
     chain = [*kept, *([winner] if winner else [])]
-    known = ([_sample(history.entry(id_), view.kind, 1) for id_ in chain] for view in views)
+    known = ([sample_of(history.entry(id_), view.kind, 1) for id_ in chain] for view in views)
     samples = next((each for each in known if all(sample.all for sample in each)), [])
     if len(samples) < 2:
         return None
@@ -332,117 +316,6 @@ def _over_baseline(
         return whole
     expected = math.fsum(effect.gain for effect in effects)
     return replace(whole, expected=expected, expected_margin=math.hypot(*(e.high - e.gain for e in effects)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """A round's values, as far as they can be compared: those of one kind, the commonest on its tier."""
-
-    tier: str
-    kind: str
-    direction: Direction
-    look: int  # how many there were; 0 after the round's own array
-    validated: bool  # whether these are of a validation: its candidates only
-    incumbent: Sample
-    candidates: tuple[Sample, ...]
-    elsewhere: Mapping[str, str]  # candidate -> the kind that it ran on instead
-
-    @classmethod
-    def of(cls, history: History, round_: Round, tier: str) -> "_View | None":
-        """None where there is no incumbent: the baseline failed, or was never run."""
-        incumbent = standing(history)
-        entry = history.find(incumbent)
-        if entry is None or entry.value is None:
-            return None
-        results = [t.result for t in round_.trials if t.dropped is None and t.result and t.tier in (tier, "")]
-        good = [r for r in results if r.status is Status.OK]
-        kinds = Counter(r.kind for r in good or entry.good(tier))
-        kind = kinds.most_common(1)[0][0]
-        validated = VALIDATION in round_.stages and history.deciding_tier == tier
-        rivals = [e for e in round_.entries.values() if e.id != incumbent]
-        elsewhere = {e.id: r.kind for e in rivals if (r := e.result) and e.value is not None and not _of(e, kind)}
-        if validated:
-            elsewhere = {}
-            rivals = [e for e in rivals if round_.needed.get(Want(e.id, tier))]
-        return cls(
-            tier=tier,
-            kind=kind,
-            direction=history.direction,
-            look=sum(stage.startswith("look") for stage in round_.stages),
-            validated=validated,
-            incumbent=_sample(entry, kind, len(entry.trials)),
-            candidates=tuple(_sample(e, kind, 1) for e in rivals),
-            elsewhere=elsewhere,
-        )
-
-
-def _views(history: History, round_: Round, tiers: Sequence[str]) -> list[_View]:
-    """The round on each tier; with several, each candidate where the looks ran, else where its own trial did.
-
-    The first has the looks.
-    """
-    views = [view for tier in tiers if (view := _View.of(history, round_, tier))]
-    if len(views) < 2:
-        return views
-    looked = _looked(history, round_)
-    views.sort(key=lambda view: -looked.count(view.tier))
-    taken: set[str] = set()
-    parted = []
-    for view in views:
-        mine = tuple(s for s in view.candidates if s.candidate not in taken and s.all)
-        taken |= {s.candidate for s in mine}
-        parted.append(replace(view, candidates=mine, elsewhere={}))
-    failed = tuple(s for s in views[0].candidates if s.candidate not in taken)
-    return [replace(parted[0], candidates=(*parted[0].candidates, *failed)), *parted[1:]]
-
-
-def _of(entry: Entry, kind: str) -> list[float]:
-    return [r.metric.value for r in entry.results if r.metric.value is not None and r.kind == kind]
-
-
-def _sample(entry: Entry, kind: str, num_screening: int) -> Sample:
-    """A candidate's values: of its first trials, and of those under fresh seeds that followed."""
-    first, later = entry.results[:num_screening], entry.results[num_screening:]
-    values = [
-        [r.metric.value for r in some if r.metric.value is not None and r.kind == kind] for some in (first, later)
-    ]
-    peaks = [r.peak_vram_mb for r in entry.results if r.peak_vram_mb is not None]
-    return Sample(
-        candidate=entry.id,
-        values=tuple(values[0]),
-        fresh=tuple(values[1]),
-        net_lines=entry.candidate.net_lines if entry.candidate else 0,
-        peak_vram_mb=max(peaks, default=None),
-    )
-
-
-def _noise(history: History, views: Sequence[_View], config: DecideConfig) -> Noise:
-    """From every candidate that was run more than once; a value that it was picked for is no replicate.
-
-    Of several kinds together: how far trials spread does not depend on the GPU as their mean does.
-    """
-    groups = []
-    for kind in dict.fromkeys(view.kind for view in views):
-        for entry in history.entries():
-            results = entry.results if entry.id == BASELINE else entry.results[1:]
-            values = [r.metric.value for r in results if r.metric.value is not None and r.kind == kind]
-            groups += [Replicates(kind=views[0].kind, values=tuple(values))] if values else []
-    known = KnownNoise(sd=config.noise_sd, df=config.noise_df) if config.noise_sd else None
-    return pool(groups, known)
-
-
-def _differences(history: History, views: Sequence[_View], noise: Noise) -> Iterator[Difference]:
-    """Every candidate against the incumbent of its time."""
-    bases = {e.candidate.commit: e for e in history.entries() if e.candidate}
-    for round_ in history.rounds:
-        base = bases.get(round_.base) or history.find(BASELINE)
-        for kind in dict.fromkeys(view.kind for view in views):
-            if base is None or not _of(base, kind):
-                continue
-            standing = _sample(base, kind, len(base.trials))
-            for entry in round_.entries.values():
-                if entry is not base and _of(entry, kind):
-                    yield difference(_sample(entry, kind, 1), standing, noise, history.direction)
 
 
 def _significant(config: DecideConfig, *, validated: bool = False) -> Significant:

@@ -9,28 +9,24 @@ whatever the tool costs weighs fifteen times as much as it would. Its score is a
 """
 
 import argparse
-import os
-import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from on_sandbox import Calls, repository, sandbox, watched
 
 from autoresearch_hpc.history import History, Trial
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout
 
-ROOT = Path(__file__).resolve().parents[1]
-SANDBOX = ROOT / "tests" / "sandbox" / "cluster.py"
-COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel")
 SLOTS = {"h100": 13, "h200": 3}
 
 SCRIPT = """\
@@ -108,65 +104,33 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, help="a folder for scale.png")
     parser.add_argument("--keep", type=Path, help="a folder for the run's files")
     options = parser.parse_args(words)
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        state = Path(folder) / "slurm"
-        environment = {**os.environ, **_sandbox(state)}
-        try:
-            run = Run(Path(folder) / "repository", environment, options)
-            run.play()
-            figures = list(run.figures())
-            width = max(len(name) for name, _ in figures)
-            for name, value in figures:
-                print(f"{name:<{width}}  {value}")
-            if options.images:
-                run.picture(options.images / "scale.png")
-            if options.keep:
-                shutil.copytree(run.layout.root, options.keep, dirs_exist_ok=True)
-        finally:
-            subprocess.run([sys.executable, str(SANDBOX), "--state", str(state), "down"], check=False)
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, sandbox(Path(folder) / "slurm") as environment:
+        run = Run(Path(folder) / "repository", environment, options)
+        run.play()
+        figures = list(run.figures())
+        width = max(len(name) for name, _ in figures)
+        for name, value in figures:
+            print(f"{name:<{width}}  {value}")
+        if options.images:
+            run.picture(options.images / "scale.png")
+        if options.keep:
+            shutil.copytree(run.layout.root, options.keep, dirs_exist_ok=True)
     return 0
-
-
-def _sandbox(state: Path) -> dict[str, str]:
-    """A Slurm of its own: three nodes with 13 H100s in all and one with 3 H200s."""
-    base = [sys.executable, str(SANDBOX), "--state", str(state)]
-    subprocess.run([*base, "up"], check=True, stdout=subprocess.DEVNULL)
-    lines = subprocess.run([*base, "env"], check=True, capture_output=True, text=True).stdout
-    pairs = (shlex.split(line.removeprefix("export "))[0].partition("=") for line in lines.splitlines() if "=" in line)
-    return {name: value.replace("$PATH", os.environ["PATH"]) for name, _, value in pairs}
 
 
 class Run:
     """One search: the repository, the controllers one after another, and what was measured."""
 
-    def __init__(self, repository: Path, environment: dict[str, str], options: argparse.Namespace) -> None:
-        self._repository, self._options = repository, options
-        self._calls = repository.parent / "calls"
-        self._environment = environment | {"PATH": f"{self._wrappers()}:{environment['PATH']}"}
+    def __init__(self, root: Path, environment: Mapping[str, str], options: argparse.Namespace) -> None:
+        self._root, self._options = root, options
+        self._calls = Calls(root.parent / "calls", environment)
         self._cpu_s, self._alive_s = 0.0, 0.0
-        self.layout = RunLayout(repository / "runs" / "scale")
-        low, high = options.seconds
+        self.layout = RunLayout(root / "runs" / "scale")
         plan = {"schedule": options.schedule, "rounds": options.waves - 1, "python": sys.executable}
         plan["backlog"] = 6 if options.schedule == "async" else 0
-        self._write("conf/round/scale.yaml", PLAN.format(**plan))
-        self._write("fit.py", SCRIPT.format(low=low, high=high))
-        who = ["-c", "user.name=Scale", "-c", "user.email=scale@localhost"]
-        for git in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-            subprocess.run(["git", *who, *git], cwd=repository, check=True)
-
-    def _write(self, name: str, text: str) -> None:
-        path = self._repository / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-    def _wrappers(self) -> Path:
-        """Before Slurm's commands on the PATH: each call leaves a line."""
-        folder = self._repository.parent / "wrappers"
-        folder.mkdir()
-        for name in COMMANDS:
-            (folder / name).write_text(f'#!/bin/sh\necho {name} >> {self._calls}\nexec {shutil.which(name)} "$@"\n')
-            (folder / name).chmod(0o755)
-        return folder
+        low, high = options.seconds
+        files = {"conf/round/scale.yaml": PLAN.format(**plan), "fit.py": SCRIPT.format(low=low, high=high)}
+        repository(root, files)
 
     def play(self) -> None:
         """The whole search; the first controller is killed when half of the candidates have been tried."""
@@ -175,23 +139,18 @@ class Run:
             assert killed == -signal.SIGKILL, f"the first controller ended by itself: {killed}"
             time.sleep(3)
         code = self._controller(until=None)
-        assert code == 0, f"exit code {code}: {(self._repository.parent / 'log').read_text()[-2000:]}"
+        assert code == 0, f"exit code {code}: {(self._root.parent / 'log').read_text()[-2000:]}"
 
     def _controller(self, until: int | None) -> int:
+        def far_enough() -> bool:
+            return until is not None and (self.layout.root / "rounds" / f"{until:02d}" / "arrays").exists()
+
         argv = [sys.executable, "-m", "autoresearch_hpc", "+round=scale", "tag=scale"]
-        began = time.monotonic()
-        with (self._repository.parent / "log").open("ab") as log:
-            process = subprocess.Popen(argv, cwd=self._repository, env=self._environment, stdout=log, stderr=log)
-        cpu_s = 0.0
-        while process.poll() is None:
-            cpu_s = max(cpu_s, _cpu_s(process.pid))
-            if until is not None and (self.layout.root / "rounds" / f"{until:02d}" / "arrays").exists():
-                process.kill()
-                process.wait()
-            time.sleep(0.5)
+        log, environment = self._root.parent / "log", self._calls.environment
+        code, alive_s, cpu_s = watched(argv, self._root, environment, log, far_enough)
+        self._alive_s += alive_s
         self._cpu_s += cpu_s
-        self._alive_s += time.monotonic() - began
-        return process.returncode
+        return code
 
     # what came of it
 
@@ -217,7 +176,10 @@ class Run:
         ideal = 3600 / statistics.mean(_phases(s.trial).train_s or 0 for s in spans)
         yield "trials per GPU-hour", f"{len(spans) / (num_gpus * total / 3600):.1f} of {ideal:.1f}"
         yield "controller's CPU", f"{self._cpu_s / self._alive_s:.1%} of a core, its Slurm commands included"
-        yield "calls a minute", ", ".join(f"{n / (self._alive_s / 60):.1f} {name}" for name, n in self._called())
+        yield (
+            "calls a minute",
+            ", ".join(f"{n / (self._alive_s / 60):.1f} {name}" for name, n in self._calls.counts().items()),
+        )
         yield (
             "lost, run twice",
             f"{sum(t.result.status == 'LOST' for t in history.trials() if t.result)}, {self._twice()}",
@@ -245,9 +207,6 @@ class Run:
             )
             for trial, result in results
         ]
-
-    def _called(self) -> list[tuple[str, int]]:
-        return sorted(Counter(self._calls.read_text().split()).items())
 
     def _twice(self) -> int:
         """Trials with more than one claim, and trial ids submitted in more than one array that was taken."""
@@ -322,15 +281,6 @@ def _killed_at(layout: RunLayout, spans: Sequence[Span], history: History) -> li
     """When a controller was resumed, in seconds since the first trial began."""
     zero = min(datetime.fromisoformat(s.trial.result.started_at) for s in spans if s.trial.result)
     return [(datetime.fromisoformat(begin) - zero).total_seconds() for begin, _ in history.active[1:]]
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU time of a process and of the children that it has waited for."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

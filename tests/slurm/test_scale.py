@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
 @pytest.fixture(scope="module")
-def scale() -> Any:
+def scale() -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("benchmark_scale", SCALE)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCALE.parent)  # as for a script
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
 
 
 def test_waves_on_two_kinds_of_gpu_survive_a_killed_controller(cluster: Sandbox, scale: Any, tmp_path: Path) -> None:

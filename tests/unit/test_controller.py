@@ -35,6 +35,9 @@ class Listener:
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self.told += outcomes
 
+    def incremental(self, index: int) -> bool:
+        return False
+
     def prepare(self, state: SearchState, k: int) -> None:
         self.asked.append(state)
 

@@ -13,14 +13,16 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "bounds", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
+    {"agent_config", "cluster_config", "config", "bounds", "dataset", "fingerprint"}
+    | {"journal", "knobs", "layout", "lock"},
     {"complaints", "history", "pacing", "space", "tiers"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
+    {"views"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel", "screening", "llm_server", "shut_in"},
     {"combine", "desk", "live", "preflight", "rundir"},
-    {"fanout", "plan", "status"},
+    {"fanout", "plan", "schedule", "status"},
     {"controller"},
     {"search"},
     {"__main__"},
@@ -29,6 +31,7 @@ LAYERS = [
 SIBLINGS = {
     ("literals", "records"): "the values of knobs are a record's",
     ("config", "agent_config"): "a part of it",
+    ("config", "cluster_config"): "a part of it",
 }
 
 

@@ -355,11 +355,11 @@ def test_a_round_is_judged_with_what_it_has_once_the_budget_is_used_up(desks: Ca
     assert (desk.sizes, desk.author.asked) == ([1, 6], [(1, 4), (1, 2)])
     assert desk.go(r01_c02=1.0) is None
     assert not desk.history.rounds[1].judged
-    assert not desk.controller._may_go_on(), "there is nothing to do but to wait for the others"
+    assert not desk.controller._schedule.may_go_on(), "there is nothing to do but to wait for the others"
     desk.end("r01-c03-t0", 1.0)
     desk.end("r01-c04-t0", 1.0)
     desk.end("r01-c05-t0", 0.9)
-    assert desk.controller._may_go_on()
+    assert desk.controller._schedule.may_go_on()
     assert desk.go() == "budget.max_trials=7: 7 done"
     assert (desk.open, desk.sizes) == ([], [1, 6])
     assert desk.history.incumbent

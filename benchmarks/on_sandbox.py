@@ -1,0 +1,86 @@
+"""What the benchmarks on a private Slurm share: the cluster, who calls its commands, a process and its CPU time."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel")
+_TOOL = ROOT / "tests" / "sandbox" / "cluster.py"
+
+
+@contextlib.contextmanager
+def sandbox(state: Path) -> Iterator[dict[str, str]]:
+    """A Slurm of its own, 13 H100s on three nodes and 3 H200s on one; the environment that points to it."""
+    base = [sys.executable, str(_TOOL), "--state", str(state)]
+    subprocess.run([*base, "up"], check=True, stdout=subprocess.DEVNULL)
+    try:
+        lines = subprocess.run([*base, "env"], check=True, capture_output=True, text=True).stdout.splitlines()
+        words = (shlex.split(line.removeprefix("export "))[0].partition("=") for line in lines if "=" in line)
+        own = {name: value.replace("$PATH", os.environ["PATH"]) for name, _, value in words}
+        yield {**os.environ, **own}
+    finally:
+        subprocess.run([*base, "down"], check=False)
+
+
+class Calls:
+    """Scripts before Slurm's commands on the PATH: each call leaves a line."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._log = folder / "calls"
+        self._log.parent.mkdir(parents=True)
+        self._log.touch()
+        for name in COMMANDS:
+            real = shutil.which(name, path=environment["PATH"])
+            (folder / name).write_text(f'#!/bin/sh\necho {name} >> {self._log}\nexec {real} "$@"\n')
+            (folder / name).chmod(0o755)
+        self.environment = {**environment, "PATH": f"{folder}:{environment['PATH']}"}
+
+    def counts(self) -> dict[str, int]:
+        """Command -> how often it was called so far."""
+        return dict(sorted(Counter(self._log.read_text().split()).items()))
+
+
+def repository(root: Path, files: Mapping[str, str]) -> Path:
+    """A git repository with these files."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    who = ["-c", "user.name=Benchmark", "-c", "user.email=benchmark@localhost"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(["git", *who, *words], cwd=root, check=True)
+    return root
+
+
+def watched(
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path, kill_when: Callable[[], bool] = bool
+) -> tuple[int, float, float]:
+    """Run a command: its exit code, seconds, CPU seconds (those of children that it has waited for, too).
+
+    It is killed as soon as `kill_when` says so.
+    """
+    began, cpu_s = time.monotonic(), 0.0
+    with log.open("ab") as file:
+        process = subprocess.Popen(argv, cwd=cwd, env=environment, stdout=file, stderr=file)
+    while process.poll() is None:
+        cpu_s = max(cpu_s, _cpu_s(process.pid))
+        if kill_when():
+            process.kill()
+        time.sleep(0.25)
+    return process.returncode, time.monotonic() - began, cpu_s
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
