@@ -16,8 +16,6 @@ With --private they are shut in, each below a directory of its own.
 import torch  # isort: skip - first: the slow import is what an early start is for
 
 import argparse
-import contextlib
-import importlib
 import json
 import logging
 import os
@@ -203,14 +201,6 @@ def answer(spec: TrialSpec, servers: Servers, checkpoint: Path, private: Path | 
         servers.close()
 
 
-def import_compilers() -> None:
-    """What torch.compile imports when it is first used: seconds that both servers would else spend after `go`."""
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # read at the import; a pool would be the wrong process's
-    for name in ("torch._dynamo", "torch._inductor.compile_fx", "triton"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m autoresearch_hpc.trial.evaluate")
     parser.add_argument("spec", type=Path, help="the trial's trial.json")
@@ -220,8 +210,6 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = from_json(TrialSpec, read_json(arguments.spec))
-    if spec.device != "cpu" and Path("/dev/nvidiactl").exists():  # no question to CUDA: that would spoil the fork
-        import_compilers()
     servers = Servers.fork(spec, arguments.private)
     hide_memory()
     if spec.num_threads:

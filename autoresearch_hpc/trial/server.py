@@ -13,6 +13,8 @@ Messages are JSON objects on a SOCK_SEQPACKET socket, answered in order:
 
 import torch  # isort: skip - first: the slow import is what an early start is for
 
+import contextlib
+import importlib
 import importlib.util
 import json
 import mmap
@@ -123,7 +125,10 @@ class Server:
         self._door = door
         self._model: Model | None = None
 
-    def run(self) -> None:
+    def run(self, *, on_gpu: bool = False) -> None:
+        """Until the evaluator hangs up. On a GPU the wait for its first message is used to import what compiles."""
+        if on_gpu:
+            _import_compilers()
         while True:
             text, fds, _, _ = socket.recv_fds(self._door, MAX_MESSAGE, 1)
             if not text:
@@ -170,6 +175,13 @@ class Server:
             offset = self._shape.host_bytes(logits=False)
             self._shape.logits(self._memory, offset, slot, rows, logits.dtype).copy_(logits)
         return {"status": "DONE", "dtype": _NAMES[logits.dtype]}
+
+
+def _import_compilers() -> None:
+    """What torch.compile imports when it is first used: up to ten seconds. Before the fork it would spoil CUDA."""
+    for name in ("torch._dynamo", "torch._inductor.compile_fx", "triton"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def map_memory(fd: int) -> torch.Tensor:

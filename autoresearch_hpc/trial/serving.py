@@ -70,7 +70,7 @@ class ModelServer:
                 settle_in(place)
                 if barrier is not None:
                     barrier.enter()
-                Server(other).run()
+                Server(other).run(on_gpu=spec.device != "cpu" and Path("/dev/nvidiactl").exists())
                 status = 0
             except BaseException:  # noqa: BLE001 - nothing of this process may return into the parent's code
                 traceback.print_exc()
