@@ -4,7 +4,7 @@ Everything is real but the training: Slurm (the sandbox of docs/sandbox.md), git
 factorial agent, workers. The stand-in trainer is a process that takes 18 to 22 s, a fifteenth of a real one, so
 whatever the tool costs weighs fifteen times as much as it would. Its score is a surface with interactions, and luck.
 
-    python benchmarks/scale.py                     # 57 waves of 13, their best on 3 other GPUs: 912 experiments
+    python benchmarks/scale.py                     # 57 waves of 13, their best on 3 other GPUs: 922 trials
     python benchmarks/scale.py --waves 30 --schedule rounds --images docs/images
 """
 
