@@ -144,7 +144,7 @@ def _ours(name: str, place: Path, calls: Calls, options: argparse.Namespace) -> 
 
 
 def _other(name: str, place: Path, calls: Calls, options: argparse.Namespace) -> Measured:
-    script = place / f"{name}.py"
+    script = place / f"by_{name}.py"
     script.write_text(SBATCH if name == "sbatch" else SUBMITIT)
     (place / "fit.py").write_text(SCRIPT.format(seconds=options.seconds))
     job = shlex.join([sys.executable, "-S", str(place / "fit.py")])

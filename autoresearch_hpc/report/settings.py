@@ -1,6 +1,6 @@
 """The few settings that a reader of a run needs, from its config.yaml, without Hydra and its import time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ class Settings:
     wall_limit_s: float | None = None  # of one trial, in the worst case
     price_per_gpu_hour: float = 0.0
     prices: Mapping[str, float] = field(default_factory=dict)  # of tiers that have their own
+    num_slots: int | None = None  # GPUs at most at once, where that was said
     max_trials: int | None = None
     gpu_hours: float | None = None
     usd: float | None = None
@@ -44,6 +45,7 @@ def settings_of(config: "Config") -> Settings:
         train_s=task.train_s,
         wall_limit_s=task.wall_limit_s,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        num_slots=_num_slots([config.cluster.on(name).max_parallel for name in config.cluster.tier_names]),
         prices={name: config.cluster.on(name).price_per_gpu_hour for name in config.cluster.tiers},
         max_trials=budget.max_trials,
         gpu_hours=budget.gpu_hours,
@@ -76,6 +78,7 @@ def read_settings(path: Path) -> Settings:
         train_s=limits[1],
         wall_limit_s=_wall_limit_s(str(task.get("kind")), *known) if len(known) == 4 else None,
         price_per_gpu_hour=_number(cluster.get("price_per_gpu_hour")) or 0.0,
+        num_slots=_num_slots([_whole(tier.get("max_parallel"), None) for tier in _tiers(cluster)]),
         prices=dict(_prices(cluster.get("tiers"))),
         max_trials=_whole(budget.get("max_trials"), None),
         gpu_hours=_number(budget.get("gpu_hours")),
@@ -91,6 +94,17 @@ class _Groups:
     def __call__(self, name: str) -> Mapping[str, Any]:
         group = self._content.get(name)
         return group if isinstance(group, dict) else {}
+
+
+def _tiers(cluster: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the cluster says of each tier; of one without a list, the cluster itself."""
+    tiers = cluster.get("tiers")
+    listed = [tier for tier in tiers.values() if isinstance(tier, dict)] if isinstance(tiers, dict) else []
+    return [{"max_parallel": cluster.get("max_parallel"), **tier} for tier in listed] or [cluster]
+
+
+def _num_slots(slots: Sequence[int | None]) -> int | None:
+    return None if None in slots else sum(number or 0 for number in slots)
 
 
 def _prices(tiers: object) -> Iterator[tuple[str, float]]:

@@ -99,6 +99,7 @@ class Summary:
     train_s: float
     cost_usd: float | None  # None where the cluster has no price
     tiers: tuple[TierUse, ...]  # where there are several
+    num_slots: int | None  # GPUs at most at once, where that was said
     noise: Noise | None
     baseline: float | None
     baseline_trials: int  # whose mean that is
@@ -126,6 +127,11 @@ class Summary:
     def useful(self) -> float | None:
         """The fraction of the trials' time that was training."""
         return self.train_s / self.trial_s if self.trial_s > 0 else None
+
+    @property
+    def busy(self) -> float | None:
+        """The fraction of the slots' time, while a controller was at work, in which a trial ran."""
+        return self.trial_s / (self.num_slots * self.active_s) if self.num_slots and self.active_s > 0 else None
 
     @property
     def moved(self) -> bool:
@@ -160,6 +166,7 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         train_s=sum(result.phases.train_s or 0.0 for result in counted),
         cost_usd=_cost(ended, settings),
         tiers=tuple(_tiers(ended, settings)),
+        num_slots=settings.num_slots,
         noise=history.noise,
         baseline=baseline.value if baseline else None,
         baseline_trials=len(baseline.values) if baseline else 0,

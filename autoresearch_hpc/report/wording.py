@@ -111,6 +111,8 @@ def _lines(summary: Summary, where: Mapping[str, str]) -> Iterator[str]:
     useful = f", {summary.useful:.0%} of it training" if summary.useful is not None else ""
     cost = f", {formats.usd(summary.cost_usd)}" if summary.cost_usd is not None else ""
     yield f"{kind}: {formats.hours(summary.gpu_s or summary.trial_s)}{useful}{cost}"
+    if summary.busy is not None:
+        yield f"slots: {summary.num_slots}, busy {summary.busy:.0%} of the wall time"
     for use in summary.tiers:
         cost = f", {formats.usd(use.cost_usd)}" if use.cost_usd is not None else ""
         yield f"on {use.tier}: {formats.count(use.num_trials, 'trial')}, {formats.hours(use.trial_s)}{cost}"
