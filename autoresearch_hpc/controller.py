@@ -11,6 +11,7 @@ round. Each round is judged for itself, against the incumbent of that moment.
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from autoresearch_hpc import decide, effects, report, space, views
@@ -40,6 +41,7 @@ from autoresearch_hpc.stopping import StopRequest
 from autoresearch_hpc.tiers import Tiers
 
 _log = logging.getLogger(__name__)
+_COMMITS_AT_ONCE = 8  # git mostly waits for the filesystem
 
 
 class Controller:
@@ -240,15 +242,23 @@ class Controller:
         if not new:
             return
         made: dict[str, Candidate] = {}
-        for entry in new:
+
+        def make(entry: Entry) -> Candidate:
             parent = self._parent(entry, made)
             commit, knobs = (parent.commit, parent.knobs) if parent else (round_.base, {})
-            made[entry.id] = self._maker.make(entry.id, round_.index, entry.proposal, commit, knobs)
+            return self._maker.make(entry.id, round_.index, entry.proposal, commit, knobs)
+
+        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as pool:
+            while waiting := [entry for entry in new if entry.id not in made]:
+                ids = {entry.id for entry in waiting}
+                ready = [entry for entry in waiting if self._parent_id(entry) not in ids]
+                ready = ready or waiting[:1]  # in a circle: it will be refused
+                made |= {candidate.id: candidate for candidate in pool.map(make, ready)}
         self._record(
             "round.committed",
             round=round_.index,
-            candidates=[to_json(c) for c in made.values()],
-            tiers=self._places(list(made)),
+            candidates=[to_json(made[entry.id]) for entry in new],
+            tiers=self._places([entry.id for entry in new]),
         )
         for entry in new:
             _log.info(
@@ -259,12 +269,19 @@ class Controller:
                 entry.proposal.title,
             )
 
+    def _parent_id(self, entry: Entry) -> str | None:
+        """The id of the candidate to build on, or the name that nobody has; None for the baseline."""
+        if entry.id == views.BASELINE:
+            return None
+        name = entry.proposal.on or views.standing(self._history)
+        found = self._history.find(name)
+        return found.id if found else name
+
     def _parent(self, entry: Entry, made: Mapping[str, Candidate]) -> Candidate | None:
         """The candidate to build on; None for the baseline, which builds on the user's commit."""
-        baseline = candidate_id(0, 0)
-        if entry.id == baseline:
+        name = self._parent_id(entry)
+        if name is None:
             return None
-        name = entry.proposal.on or (self._history.incumbent.candidate if self._history.incumbent else baseline)
         found = self._history.find(name)
         candidate = made.get(found.id) or found.candidate if found else None
         if candidate is None:

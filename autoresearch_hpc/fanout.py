@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _IN_FLIGHT_S = {"slurm": 10.0, "local": 5.0}  # how long a submission may outlive its controller before it is seen
 _CANCEL_WAIT_S = 5.0
 _LOCAL_POLL_S = 0.2
+_LEAST_PAUSE_S = 0.02
 _OVERDUE_S = 600.0  # beyond a job's own limit: it cannot be running any more, whoever does not answer
 _CHARGE_WAIT_S = 15.0
 _UNHEARD = JobState("UNKNOWN", ended=True)
@@ -96,7 +97,7 @@ class Fanout:
 
     def _pause(self) -> None:
         if self._history.outstanding:
-            time.sleep(self._config.poll_s if self._on_slurm else _LOCAL_POLL_S)
+            time.sleep(max(_LEAST_PAUSE_S, self._inbox.due_in_s) if self._on_slurm else _LOCAL_POLL_S)
         elif not self._pacing.due:
             time.sleep(_LOCAL_POLL_S)
 

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_run import FakeRun, told_from_luck
+from fake_run import COMMIT, FakeRun, told_from_luck
 
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.config import BudgetConfig, Config, DecideConfig, PlanConfig
 from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Journal, read
 from autoresearch_hpc.ledger import Ledger
-from autoresearch_hpc.records import Outcome, Proposal, SearchState
+from autoresearch_hpc.records import Candidate, Outcome, Proposal, SearchState, to_json
 from autoresearch_hpc.tiers import Tiers
 
 
@@ -138,3 +139,41 @@ def test_a_judgement_of_unknown_noise_is_journaled_too(tmp_path: Path) -> None:
     assert (history.over_baseline.value, history.over_baseline.margin) == (0.5, None)
     assert history.entry("r01-c00").finding
     assert history.entry("r01-c00").finding.words == "promote: +0.500000, noise unknown, K=1"  # type: ignore[union-attr]
+
+
+def committing(tmp_path: Path, **on: str | None) -> tuple[Seat, list[tuple[str, str]], Journal]:
+    """A controller with a round of candidates c00, c01, ... of which each builds on what is given; what was made."""
+    run, made = FakeRun(tmp_path / "r"), []
+    run.round([("baseline", 1.0, "keep")])
+    proposals = {f"r01-{name}": to_json(Proposal(title=name, on=parent)) for name, parent in on.items()}
+    run.event("round.proposed", round=1, base=COMMIT, proposals=proposals)
+    journal = Journal(run.layout.journal)
+    seat = Seat(run, journal, DecideConfig(rule="best"))
+
+    def make(id_: str, round_: int, proposal: Proposal, parent: str, knobs: object) -> Candidate:
+        made.append((id_, parent))
+        return Candidate(id=id_, round=round_, proposal=proposal, parent=parent, commit=f"commit of {id_}")
+
+    seat.controller._maker = SimpleNamespace(make=make)  # type: ignore[assignment]
+    return seat, made, journal
+
+
+def test_candidates_may_build_on_others_of_their_round(tmp_path: Path) -> None:
+    seat, made, journal = committing(tmp_path, c00="r01-c02", c01=None, c02="r01-c01")
+    with journal:
+        seat.controller._commit(seat.ledger.history.rounds[-1])
+    base = seat.ledger.history.entry("r00-c00").candidate
+    assert base
+    assert made == [("r01-c01", base.commit), ("r01-c02", "commit of r01-c01"), ("r01-c00", "commit of r01-c02")]
+    assert list(seat.ledger.history.rounds[-1].needed) == [
+        ("r01-c00", "default"),
+        ("r01-c01", "default"),
+        ("r01-c02", "default"),
+    ]
+
+
+@pytest.mark.parametrize("on", [{"c00": "r01-c00"}, {"c00": "r01-c01", "c01": "r01-c00"}, {"c00": "nobody"}], ids=str)
+def test_candidates_that_build_on_nothing_are_refused(tmp_path: Path, on: dict[str, str | None]) -> None:
+    seat, _, journal = committing(tmp_path, **on)
+    with journal, pytest.raises(ConfigError, match="which is no earlier candidate"):
+        seat.controller._commit(seat.ledger.history.rounds[-1])
