@@ -11,7 +11,8 @@ from autoresearch_hpc.kernels import hopper
 
 def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """`relu(x @ up.T)² @ down.T` for x (..., C), up (W, C), down (C, W)."""
-    if hopper(x.device) and x.shape[-1] % 8 == 0 and len(up) % 8 == 0:
+    fits = up.shape[1] == x.shape[-1] and down.shape == up.T.shape  # else PyTorch says what does not
+    if fits and hopper(x.device) and len(up) % 8 == 0 and len(down) % 8 == 0:
         return _mlp(x.flatten(0, -2).to(torch.bfloat16), up, down)[0].view(x.shape)
     return F.linear(F.relu(F.linear(x, up)).square(), down)
 

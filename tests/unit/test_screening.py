@@ -145,7 +145,7 @@ def test_a_good_edit_passes(small: Screen) -> None:
         (
             "nn.Linear(width, 4 * width, bias=False)",
             "nn.Linear(width, 3 * width, bias=False)",
-            ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return self.down("],
+            ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return relu_squared_mlp("],
         ),
         (
             "logits = self.head(norm(x)).float()",
