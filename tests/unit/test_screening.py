@@ -148,8 +148,8 @@ def test_a_good_edit_passes(small: Screen) -> None:
             ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return relu_squared_mlp("],
         ),
         (
-            "logits = self.head(norm(x)).float()",
-            "logits = self.head(norm(x)).float()[:, 1:]",
+            "return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)",
+            "return LOGIT_CAP * torch.tanh(self.head(x[:, 1:]).float() / LOGIT_CAP)",
             ["logits of shape (1, 127, 512), expected (1, 128, 512)"],
         ),
         ("return GPT(meta.vocab_size, meta.seq_len)", "return 3", ["build_model returned a int"]),
