@@ -21,6 +21,7 @@ _MEASURES = (
     "records.py",
     "sandbox.py",
     "harness",
+    "kernels",
     "trial",
 )
 

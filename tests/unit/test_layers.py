@@ -11,7 +11,7 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 
 # Each layer may import those above it in this list, never its own or a later one.
 LAYERS = [
-    {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
+    {"errors", "bundle", "environment", "estimates", "gains", "kernels", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
     {"agent_config", "cluster_config", "config", "bounds", "dataset", "fingerprint"}
     | {"journal", "knobs", "layout", "lock"},

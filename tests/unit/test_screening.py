@@ -145,11 +145,11 @@ def test_a_good_edit_passes(small: Screen) -> None:
         (
             "nn.Linear(width, 4 * width, bias=False)",
             "nn.Linear(width, 3 * width, bias=False)",
-            ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return self.down("],
+            ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return relu_squared_mlp("],
         ),
         (
-            "logits = self.head(norm(x)).float()",
-            "logits = self.head(norm(x)).float()[:, 1:]",
+            "return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)",
+            "return LOGIT_CAP * torch.tanh(self.head(x[:, 1:]).float() / LOGIT_CAP)",
             ["logits of shape (1, 127, 512), expected (1, 128, 512)"],
         ),
         ("return GPT(meta.vocab_size, meta.seq_len)", "return 3", ["build_model returned a int"]),

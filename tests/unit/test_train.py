@@ -160,11 +160,11 @@ def test_a_window_sees_its_own_token_and_those_just_before(load: Callable[..., M
     for query, mask in enumerate(model.masks[8]):
         assert rows[mask].tolist() == list(range(max(0, query - 7), query + 1))
     attention = model.blocks[0].attention
-    q, k, v = torch.randn(3, 1, 3, 16, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    q, k, v = torch.randn(3, 1, 16, 3, 8, generator=torch.Generator().manual_seed(0)).unbind()
     far = v.clone()
-    far[:, :, 3] += 1
+    far[:, 3] += 1
     difference = attention.attend(q, k, far, model.masks[8]) - attention.attend(q, k, v, model.masks[8])
-    seen = difference.abs().amax(dim=(0, 1, 3)) > 0
+    seen = difference.abs().amax(dim=(0, 2, 3)) > 0
     assert seen.nonzero().flatten().tolist() == list(range(3, 11))
 
 

@@ -1,0 +1,34 @@
+"""GPU code for the parts of a model where the compiler's own kernels leave time on the table; for train.py, not by it.
+
+    mlp         a ReLU² MLP whose activation costs no pass over memory of its own
+    loss        cross-entropy of capped logits, whose logits never exist all at once
+    attention   causal attention in a window, by flash-attn-4 where that is installed
+    launches    the Triton kernels behind the first two; imported only where there is a GPU
+
+Each function computes the same on every device: in plain PyTorch where its kernel does not fit, and `choices` says so.
+"""
+
+import torch
+
+__all__ = ["choices", "hopper"]
+
+_MAJOR: dict[int, int] = {}  # of each GPU's compute capability; asked outside compiled code, which can look it up
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether the device is a GPU that these kernels are made for: H100, H200, or a data centre's Blackwell."""
+    if device.type != "cuda":
+        return False
+    index = device.index or 0
+    if index not in _MAJOR:
+        _MAJOR[index] = torch.cuda.get_device_capability(device)[0]
+    return _MAJOR[index] in (9, 10)
+
+
+def choices(device: torch.device, head_dim: int) -> str:
+    """One line for the log: what computes attention, MLP and loss here, and why it is not the fastest."""
+    from autoresearch_hpc.kernels import attention
+
+    parts = "Triton" if hopper(device) else "plain PyTorch"
+    reason = attention.unavailable(device, head_dim)
+    return f"attention: {f'PyTorch ({reason})' if reason else 'flash-attn-4'}; MLP and loss: {parts}"
