@@ -31,14 +31,12 @@ class Event:
 
 
 class Journal:
-    """The journal opened by the one controller that writes it; `events` are those already there."""
+    """The journal opened by the one controller that writes it; `events` are those already there, until `past`."""
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises JournalError on damage before the last line, StorageError as `append` does."""
-        complete = path.read_bytes() if path.exists() else b""
-        complete = complete[: complete.rfind(b"\n") + 1]
-        self.events = _parse(path, complete)
-        self._path, self._next, self._length = path, len(self.events), len(complete)
+        self.events, self._length = _read(path) if path.exists() else ([], 0)
+        self._path, self._next = path, len(self.events)
         self._broken: OSError | None = None
         with storing(path):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -48,6 +46,13 @@ class Journal:
             except BaseException:
                 self.close()
                 raise
+
+    def past(self) -> Iterator[Event]:
+        """The events that were already there, once: each is let go, since who replays them has them in another form."""
+        past, self.events = self.events, []
+        past.reverse()
+        while past:
+            yield past.pop()
 
     def append(self, event: str, **data: object) -> Event:
         """Write one event durably. Raises OSError (StorageError) where it could not be: then it has not happened.
@@ -95,22 +100,29 @@ class Journal:
 
 def read(path: Path) -> list[Event]:
     """The complete events of a journal that a controller may be writing. Raises JournalError, and OSError as `open`."""
-    content = path.read_bytes()
-    return _parse(path, content[: content.rfind(b"\n") + 1])
+    return _read(path)[0]
 
 
-def _parse(path: Path, content: bytes) -> list[Event]:
-    return list(_events(path, content))
+def _read(path: Path) -> tuple[list[Event], int]:
+    """The complete events, and the length of their lines in bytes."""
+    events: list[Event] = []
+    length = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            events.append(_event(path, len(events), line[:-1]))
+            length += len(line)
+    return events, length
 
 
-def _events(path: Path, content: bytes) -> Iterator[Event]:
-    for number, line in enumerate(content.split(b"\n")[:-1]):
-        try:
-            data = parse_json_object(line.decode())
-            seq, at, event = data.pop("seq"), data.pop("at"), data.pop("event")
-            datetime.fromisoformat(at)
-        except (ValueError, KeyError, TypeError) as error:
-            raise JournalError(f"damaged journal: {path} line {number + 1}: {error}", REMEDY) from error
-        if seq != number:
-            raise JournalError(f"damaged journal: {path} line {number + 1} has seq {seq}", REMEDY)
-        yield Event(seq=seq, at=at, event=event, data=data)
+def _event(path: Path, number: int, line: bytes) -> Event:
+    try:
+        data = parse_json_object(line.decode())
+        seq, at, event = data.pop("seq"), data.pop("at"), data.pop("event")
+        datetime.fromisoformat(at)
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(f"damaged journal: {path} line {number + 1}: {error}", REMEDY) from error
+    if seq != number:
+        raise JournalError(f"damaged journal: {path} line {number + 1} has seq {seq}", REMEDY)
+    return Event(seq=seq, at=at, event=event, data=data)

@@ -16,7 +16,7 @@ class Ledger:
     def __init__(self, journal: Journal, verify: Callable[[], None] = lambda: None) -> None:
         self._journal, self.verify = journal, verify
         self._lock = threading.Lock()  # an agent thinks in a thread of its own, and notes what it spends
-        self.history = History.replay(journal.events)
+        self.history = History.replay(journal.past())
 
     def record(self, event: str, **data: object) -> None:
         """Journal the event, then apply it. Raises OSError where it could not be written: then it has not happened."""

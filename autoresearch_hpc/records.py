@@ -178,11 +178,17 @@ class TrialResult:
     @property
     def kind(self) -> str:
         """What must be equal for the values of two trials to be compared, in words."""
-        parts = [self.gpu.name or "CPU", f"tier {self.tier}"]
-        parts += [f"torch {self.torch}"] if self.torch else []
-        parts += [f"data {self.data_sha256[:8]}"] if self.data_sha256 else []
-        parts += [f"harness {self.harness_sha256[:8]}"] if self.harness_sha256 else []
-        return ", ".join(parts)
+        return _kind(self.gpu.name, self.tier, self.torch, self.data_sha256, self.harness_sha256)
+
+
+@functools.lru_cache(maxsize=64)
+def _kind(gpu: str | None, tier: str, torch: str | None, data: str | None, harness: str | None) -> str:
+    """Asked for again and again, of a few kinds."""
+    parts = [gpu or "CPU", f"tier {tier}"]
+    parts += [f"torch {torch}"] if torch else []
+    parts += [f"data {data[:8]}"] if data else []
+    parts += [f"harness {harness[:8]}"] if harness else []
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,10 @@ class Sample:
         """Over all trials: a first lucky one never stands for the candidate. Raises ValueError without any."""
         if not self.all:
             raise ValueError(f"{self.candidate} has no value")
-        return statistics.mean(self.all)  # exact: the mean of equal values is their value
+        values = self.all
+        return (
+            values[0] if len(values) == 1 else statistics.mean(values)
+        )  # exact: the mean of equal ones is their value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

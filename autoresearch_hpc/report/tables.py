@@ -17,6 +17,7 @@ if there were none. `aliases` are terms that the trials could not tell from it.
 
 import csv
 import dataclasses
+import functools
 import io
 import types
 import typing
@@ -28,7 +29,7 @@ from autoresearch_hpc.estimates import Effect, Effects, Term
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.gains import Comparison
 from autoresearch_hpc.history import Entry, History, Round
-from autoresearch_hpc.records import TrialResult, to_json
+from autoresearch_hpc.records import TrialResult
 from autoresearch_hpc.report import formats
 
 _CANDIDATE_COLUMNS = (
@@ -59,19 +60,15 @@ def write_candidates_csv(history: History, path: Path) -> None:
 
 def write_trials_csv(history: History, path: Path) -> None:
     """One line per trial that has a result, dropped ones included."""
-    columns = [*_columns(TrialResult), "title", "verdict", "dropped"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_columns(TrialResult), "title", "verdict", "dropped"])
     for entry in history.entries():
         for trial in entry.trials:
             if trial.result is None:
                 continue
-            row = dict(_flat(to_json(trial.result), columns))
-            counts = trial.dropped is None
-            row |= {"title": entry.proposal.title, "dropped": trial.dropped}
-            row |= {"verdict": str(entry.verdict) if counts and entry.verdict else None}
-            writer.writerow(row)
+            verdict = entry.verdict if trial.dropped is None else None
+            writer.writerow([*_cells(TrialResult, trial.result), entry.proposal.title, verdict, trial.dropped])
     write_text_atomic(path, text.getvalue())
 
 
@@ -136,23 +133,31 @@ def _interval(name: str, middle: float | None, margin: float | None) -> dict[str
     return row
 
 
-def _columns(record: Any, prefix: str = "") -> Iterator[str]:
+def _columns(record: type[Any], prefix: str = "") -> Iterator[str]:
     """The dotted names of a record's fields, those of optional records inside it too."""
-    hints = typing.get_type_hints(record)
+    for name, inner in _fields(record):
+        if inner:
+            yield from _columns(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _cells(record: type[Any], value: object) -> Iterator[object]:
+    """What stands in these columns; nothing in those of a record that is not there."""
+    for name, inner in _fields(record):
+        field = getattr(value, name, None)
+        if inner:
+            yield from _cells(inner, field)
+        else:
+            yield field
+
+
+@functools.cache
+def _fields(record: type[Any]) -> tuple[tuple[str, type[Any] | None], ...]:
+    """A record's fields, each with the record that it holds, if it holds one."""
+    hints, found = typing.get_type_hints(record), []
     for field in dataclasses.fields(record):
         hint = hints[field.name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        inner = next((part for part in parts if dataclasses.is_dataclass(part)), None)
-        if inner:
-            yield from _columns(inner, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
-
-
-def _flat(payload: dict[str, Any], columns: list[str]) -> Iterator[tuple[str, object]]:
-    for column in columns:
-        value: Any = payload
-        for key in column.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            yield column, value
+        found.append((field.name, next((part for part in parts if dataclasses.is_dataclass(part)), None)))
+    return tuple(found)

@@ -13,8 +13,9 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "bounds", "config", "dataset", "fingerprint", "journal", "knobs", "layout", "lock"},
-    {"complaints", "history", "pacing", "space", "tiers"},
+    {"agent_config", "bounds", "config", "dataset", "entries", "fingerprint", "journal", "knobs", "layout", "lock"},
+    {"complaints", "pacing", "space", "tally", "tiers"},
+    {"history"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
