@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import random
 import shutil
 import statistics
@@ -25,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ from autoresearch_hpc.records import (
     to_json,
 )
 from autoresearch_hpc.report.settings import settings_of
-from autoresearch_hpc.space import Space, from_config
+from autoresearch_hpc.space import from_config
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
 from autoresearch_hpc.tiers import Tiers
@@ -407,15 +406,11 @@ def make(folder: Path, tiers: bool, trials: int) -> None:
 def cut(layout: RunLayout, to: Path, trials: int) -> RunLayout | None:
     """The run as it was just before the judgement of the round with its so-many-th trial; None where it had fewer."""
     lines = layout.journal.read_bytes().splitlines(keepends=True)
-    done = 0
-    for number, line in enumerate(lines):
-        done += b'"event": "trial.done"' in line
-        if done >= trials and b'"event": "round.judged"' in line:
-            break
-    else:
-        if done < trials:
-            return None
-        number = max(i for i, line in enumerate(lines) if b'"event": "round.judged"' in line)
+    judged = [number for number, line in enumerate(lines) if b'"event": "round.judged"' in line]
+    done = list(itertools.accumulate(b'"event": "trial.done"' in line for line in lines))
+    if done[-1] < trials:
+        return None
+    number = next((number for number in judged if done[number] >= trials), judged[-1])
     root = to / f"large-{trials}"
     root.mkdir(parents=True, exist_ok=True)
     (root / "journal.jsonl").write_bytes(b"".join(lines[:number]))
@@ -454,7 +449,7 @@ def replay(root: Path) -> dict[str, float]:
 def resume(root: Path, tiers: bool, trials: int) -> dict[str, float]:
     """A controller with all that it imports, resumed for three more rounds; its peak memory."""
     import autoresearch_hpc.__main__
-    import autoresearch_hpc.search
+    import autoresearch_hpc.search  # noqa: F401
     from autoresearch_hpc import cluster
 
     cluster.build(ClusterConfig())

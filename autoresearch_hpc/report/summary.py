@@ -82,7 +82,7 @@ class TierUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What a run has come to and used, without a look at every candidate. Times in seconds; None where nothing is known."""
+    """What a run has come to and used, without a look at every candidate. Times in seconds; None: nothing is known."""
 
     tag: str
     metric: str
@@ -198,10 +198,11 @@ def _cost(held_s: Mapping[str, float], settings: Settings) -> float | None:
 
 
 def _tiers(history: History, settings: Settings) -> Iterator[TierUse]:
-    held_s = history.tally.held_s
-    for name, num_trials in history.tally.num_ended.items() if len(held_s) > 1 else ():
+    held_s, ended = history.tally.held_s, history.tally.num_ended
+    names = sorted(name for name in held_s if ended[name])
+    for name in names if len(names) > 1 else ():
         cost_usd = _cost({name: held_s[name]}, settings)
-        yield TierUse(tier=name, num_trials=num_trials, trial_s=held_s[name], cost_usd=cost_usd)
+        yield TierUse(tier=name, num_trials=ended[name], trial_s=held_s[name], cost_usd=cost_usd)
 
 
 def base_of(history: History, commit: str) -> str:
