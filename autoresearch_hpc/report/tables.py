@@ -133,7 +133,7 @@ def _interval(name: str, middle: float | None, margin: float | None) -> dict[str
     return row
 
 
-def _columns(record: type[Any], prefix: str = "") -> Iterator[str]:
+def _columns(record: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of a record's fields, those of optional records inside it too."""
     for name, inner in _fields(record):
         if inner:
@@ -142,7 +142,7 @@ def _columns(record: type[Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _cells(record: type[Any], value: object) -> Iterator[object]:
+def _cells(record: Any, value: object) -> Iterator[object]:
     """What stands in these columns; nothing in those of a record that is not there."""
     for name, inner in _fields(record):
         field = getattr(value, name, None)
@@ -153,7 +153,7 @@ def _cells(record: type[Any], value: object) -> Iterator[object]:
 
 
 @functools.cache
-def _fields(record: type[Any]) -> tuple[tuple[str, type[Any] | None], ...]:
+def _fields(record: Any) -> tuple[tuple[str, Any], ...]:
     """A record's fields, each with the record that it holds, if it holds one."""
     hints, found = typing.get_type_hints(record), []
     for field in dataclasses.fields(record):
