@@ -514,6 +514,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
 
         return both
 
+    write_tables = report.Tables().write if hasattr(report, "Tables") else report.write_tables
     poll = {
         "budget.room": lambda: seat.budget.room(history),
         "outstanding, find, faulty nodes": lambda: (
@@ -533,7 +534,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
         "combine": lambda: controller._combiner.propose(history, index, K),
         "decide.further": lambda: decide.further(history, round_, settings.decide, place),
         "decide.judge": lambda: decide.judge(history, round_, settings.decide, place),
-        "write_tables": lambda: report.write_tables(history, seat.layout),
+        "write the tables": lambda: write_tables(history, seat.layout),
         "effects": lambda: effects.worth_telling(history.outcomes(), space, history.noise),
     }
     for name, act in per_round.items():

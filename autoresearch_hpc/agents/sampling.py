@@ -1,6 +1,5 @@
 """What the samplers of a space share: what was tried, what may be proposed, and how a setting becomes a proposal."""
 
-import itertools
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ class Sampler:
         self._fixed = fixed
         self._allow_repeats = allow_repeats
         self._outcomes: list[Outcome] = []
+        self._keys: dict[str, tuple[Knobs, Proposal, object]] = {}  # of candidates: worked out once
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
         if state.outcomes:  # of all, their newest values: an incumbent is run again beside later rounds
@@ -87,8 +87,16 @@ class Sampler:
         return not self._space.check(setting, {**self._fixed, **state.incumbent_knobs})
 
     def _tried(self, state: SearchState) -> set[object]:
-        past: Iterable[Knobs] = (effective(outcome) for outcome in self._outcomes)
-        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs], self._pending(state))}
+        past = {self._key_of(outcome) for outcome in self._outcomes}
+        return past | {self._key(knobs) for knobs in [state.incumbent_knobs, *self._pending(state)]}
+
+    def _key_of(self, outcome: Outcome) -> object:
+        known = self._keys.get(outcome.candidate)
+        if known and known[0] is outcome.knobs and known[1] is outcome.proposal:
+            return known[2]
+        key = self._key(effective(outcome))
+        self._keys[outcome.candidate] = outcome.knobs, outcome.proposal, key
+        return key
 
     def _pending(self, state: SearchState) -> list[Setting]:
         """Settings of the space that are under way: no value is known of them yet."""

@@ -80,11 +80,12 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     y = np.array([value for _, value, _ in good])
     weights = np.array([float(max(o.num_trials, 1)) for _, _, o in good])
     blocks = _blocks([o.kind for _, _, o in good])
-    taken, aliases, lost = _choose(_columns(coding, settings, y), blocks, weights)
+    rows = [coding.row(setting) for setting in settings]
+    taken, aliases, lost = _choose(_columns(coding, rows, y), blocks, weights)
     if not taken:
         return None
     fitted = _least_squares(y, [*blocks, *(column.values for column in taken)], weights)
-    groups = [(o.kind, *coding.row(setting).values()) for setting, _, o in good]
+    groups = [(o.kind, *row.values()) for row, (_, _, o) in zip(rows, good, strict=True)]
     first = 1 + len(blocks)
     error = _error(fitted, first, y, weights, groups, noise)
     effects = tuple(
@@ -106,11 +107,10 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     return Model(coding=coding, effects=record)
 
 
-def _columns(coding: Coding, settings: Sequence[Knobs], y: "Vector") -> list[_Column]:
+def _columns(coding: Coding, rows: Sequence[Mapping[str, float]], y: "Vector") -> list[_Column]:
     """All terms that could be, mains first; of interactions those first whose knobs have large effects themselves."""
     import numpy as np
 
-    rows = [coding.row(setting) for setting in settings]
     coded = {code.name: np.array([row[code.name] for row in rows]) for code in coding.codes}
     mains = [_Column(term=Term.main, factors=(name,), values=values) for name, values in coded.items()]
     squares = [
@@ -215,10 +215,13 @@ def _error(
     import numpy as np
     from scipy import stats
 
-    pure, pure_df = 0.0, float(len(groups) - len(set(groups)))
-    for group in set(groups):
-        own = np.array([g == group for g in groups])
-        pure += float(weights[own] @ (y[own] - np.average(y[own], weights=weights[own])) ** 2)
+    members: dict[object, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    pure, pure_df = 0.0, float(len(groups) - len(members))
+    for own in members.values():
+        if len(own) > 1:  # else it says nothing of the error
+            pure += float(weights[own] @ (y[own] - np.average(y[own], weights=weights[own])) ** 2)
     left, left_df = float(fitted.ssr), float(len(y) - len(fitted.params))
     unexplained, unexplained_df = max(left - pure, 0.0), left_df - pure_df
     known = noise is not None and noise.known and noise.sd > 0

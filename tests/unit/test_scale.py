@@ -34,6 +34,7 @@ from autoresearch_hpc.records import (
     trial_id,
 )
 from autoresearch_hpc.report.summary import base_of, figures, summarize
+from autoresearch_hpc.report.tables import Tables
 from autoresearch_hpc.tally import Tally
 from autoresearch_hpc.tiers import Tiers
 
@@ -209,7 +210,9 @@ class Wild:
                 best = self.random.choice([e for e in round_.entries.values() if e.value is not None])
                 verdicts = {id_: "keep" if id_ == best.id else "discard" for id_ in round_.entries}
                 incumbent = {"candidate": best.id, "commit": commit_of(best.id), "value": best.value}
-                self.event("round.judged", round=round_.index, verdicts=verdicts, incumbent=incumbent)
+                sd = self.random.random()
+                noise = self.random.choice([None, {"sd": sd, "df": 2.0, "kind": "x", "measured_df": 1.0}])
+                self.event("round.judged", round=round_.index, verdicts=verdicts, incumbent=incumbent, noise=noise)
                 return
 
     def _close(self) -> None:
@@ -250,6 +253,8 @@ def anew(history: History) -> History:
 @pytest.mark.parametrize("seed", range(12))
 def test_sums_and_indices_are_what_a_walk_through_everything_finds(tmp_path: Path, seed: int) -> None:
     wild = Wild(FakeRun(tmp_path / "tag"), seed)
+    tables, layout = Tables(), wild.run.layout
+    files = (layout.results_tsv, layout.candidates_csv, layout.trials_csv)
     for move, history in enumerate(wild.play(150)):
         trials = [trial for trial in history.trials() if trial.result]
         results: list[TrialResult] = [trial.result for trial in trials if trial.result]
@@ -278,3 +283,7 @@ def test_sums_and_indices_are_what_a_walk_through_everything_finds(tmp_path: Pat
             assert history.outcomes() == fresh.outcomes()
             assert history.outcomes(unjudged=True) == fresh.outcomes(unjudged=True)
             assert summarize(history) == summarize(fresh)
+            tables.write(history, wild.run.layout)
+            kept_up = [path.read_text() for path in files]
+            Tables().write(fresh, wild.run.layout)
+            assert kept_up == [path.read_text() for path in files]
