@@ -8,7 +8,7 @@ a JournalError.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,13 +31,21 @@ class Event:
 
 
 class Journal:
-    """The journal opened by the one controller that writes it; `events` are those already there, until `past`."""
+    """The journal opened by the one controller that writes it.
 
-    def __init__(self, path: Path) -> None:
+    The events that are already there are handed to `hear`, one by one, so that they are never in memory all at once;
+    without it they are kept in `events`.
+    """
+
+    def __init__(self, path: Path, hear: Callable[[Event], None] | None = None) -> None:
         """Open or create. Raises JournalError on damage before the last line, StorageError as `append` does."""
-        self.events, self._length = _read(path) if path.exists() else ([], 0)
-        self._path, self._next = path, len(self.events)
+        self.events: list[Event] = []
+        self._path, self._next, self._length = path, 0, 0
         self._broken: OSError | None = None
+        self._fd = -1
+        for event, length in _lines(path) if path.exists() else ():
+            (hear or self.events.append)(event)
+            self._next, self._length = event.seq + 1, self._length + length
         with storing(path):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
@@ -46,13 +54,6 @@ class Journal:
             except BaseException:
                 self.close()
                 raise
-
-    def past(self) -> Iterator[Event]:
-        """The events that were already there, once: each is let go, since who replays them has them in another form."""
-        past, self.events = self.events, []
-        past.reverse()
-        while past:
-            yield past.pop()
 
     def append(self, event: str, **data: object) -> Event:
         """Write one event durably. Raises OSError (StorageError) where it could not be: then it has not happened.
@@ -100,20 +101,21 @@ class Journal:
 
 def read(path: Path) -> list[Event]:
     """The complete events of a journal that a controller may be writing. Raises JournalError, and OSError as `open`."""
-    return _read(path)[0]
+    return list(stream(path))
 
 
-def _read(path: Path) -> tuple[list[Event], int]:
-    """The complete events, and the length of their lines in bytes."""
-    events: list[Event] = []
-    length = 0
+def stream(path: Path) -> Iterator[Event]:
+    """What `read` gives, one by one, for who need not have all of a long run in memory at once."""
+    return (event for event, _ in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[Event, int]]:
+    """The complete events, each with the length of its line in bytes."""
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
             if not line.endswith(b"\n"):
-                break
-            events.append(_event(path, len(events), line[:-1]))
-            length += len(line)
-    return events, length
+                return
+            yield _event(path, number, line[:-1]), len(line)
 
 
 def _event(path: Path, number: int, line: bytes) -> Event:

@@ -65,7 +65,7 @@ class Tally:
         if entry.candidate:
             self.by_commit.setdefault(entry.candidate.commit, entry)
         _member(self.kept, entry, entry.verdict is Verdict.KEEP)
-        _member(self.mixed, entry, not entry.one_kind)
+        _member(self.mixed, entry, len(entry.trials) > 1 and not entry.one_kind)
 
     def gone(self, entry: Entry) -> None:
         """It left the history with all that it had."""

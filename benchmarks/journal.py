@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from autoresearch_hpc import journal
 from autoresearch_hpc.agents import Brief, PlannedAgent
 from autoresearch_hpc.agents.sampling import Sampler, Setting
 from autoresearch_hpc.budget import Budget
@@ -55,7 +56,7 @@ from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.history import History
-from autoresearch_hpc.journal import Journal, read
+from autoresearch_hpc.journal import Event, Journal, read
 from autoresearch_hpc.layout import RunLayout, TrialPaths
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.live import LiveView, PlainView, View, screen
@@ -210,6 +211,16 @@ class InstantCluster:
         return {trial: self._gpu_s.get(trial, 400.0) for trial in jobs}
 
 
+def opened(layout: RunLayout) -> tuple[Journal, Ledger]:
+    """As `search` opens a run."""
+    history = History()
+    if not hasattr(journal, "stream"):
+        book = Journal(layout.journal)
+        return book, Ledger(book)
+    book = Journal(layout.journal, history.apply)
+    return book, Ledger(book, history=history)
+
+
 def _result(spec: TrialSpec, job: str) -> TrialResult:
     """As one of train.py's on an H100; some fail."""
     assert spec.command
@@ -318,8 +329,7 @@ class Seat:
     ) -> None:
         self.layout, self.config = layout, settings
         layout.inbox.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(layout.journal)
-        self.ledger = Ledger(self._journal)
+        self._journal, self.ledger = opened(layout)
         if self.ledger.history.started_at is None:
             self._start()
         space = from_config(settings.space)
@@ -440,9 +450,8 @@ def timed(act: Callable[[], object], least_s: float = 0.3, most: int = 200) -> f
 def replay(root: Path) -> dict[str, float]:
     """Opening the journal as a resuming controller does."""
     before, begun = peak_mb(), time.perf_counter()
-    with Journal(RunLayout(root).journal) as journal:
-        history = Ledger(journal).history
-        seconds = time.perf_counter() - begun
+    _, ledger = opened(RunLayout(root))
+    history, seconds = ledger.history, time.perf_counter() - begun
     return {"s": seconds, "MB before": before, "MB peak": peak_mb(), "trials": sum(1 for _ in history.trials())}
 
 
@@ -467,7 +476,9 @@ def resume(root: Path, tiers: bool, trials: int) -> dict[str, float]:
 def write_report(root: Path) -> dict[str, float]:
     from autoresearch_hpc import report
 
-    history = History.replay(read(RunLayout(root).journal))
+    history = History()
+    for event in getattr(journal, "stream", read)(RunLayout(root).journal):
+        history.apply(event)
     begun = time.perf_counter()
     report.write_all(history, RunLayout(root))
     return {"s": time.perf_counter() - begun, "MB peak": peak_mb()}
@@ -476,7 +487,7 @@ def write_report(root: Path) -> dict[str, float]:
 def events(root: Path) -> dict[str, float]:
     """Microseconds to apply one trial's result, and to append one to the journal, at the begin and at the end."""
     path = RunLayout(root).journal
-    past, history = read(path), History()
+    past, history = list(read(path)), History()
     done: list[float] = []
     for event in past:
         begun = time.perf_counter()
@@ -485,8 +496,8 @@ def events(root: Path) -> dict[str, float]:
             done.append(1e6 * (time.perf_counter() - begun))
     tenth = max(1, len(done) // 10)
     data = dict(next(event.data for event in reversed(past) if event.event == "trial.done"))
-    with Journal(path) as journal:
-        written = timed(lambda: journal.append("trial.done", **data))
+    with Journal(path) as book:
+        written = timed(lambda: book.append("trial.done", **data))
     first, last = statistics.median(done[:tenth]), statistics.median(done[-tenth:])
     return {"apply first tenth us": first, "apply last tenth us": last, "append us": 1000 * written}
 
@@ -506,7 +517,6 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
 
     def fresh(act: Callable[[], object]) -> Callable[[], object]:
         """After a result came: nothing that was remembered of it holds."""
-        from autoresearch_hpc.journal import Event
 
         def both() -> object:
             history.apply(Event(seq=0, at=history.last_at or "", event="trial.done", data=done))

@@ -115,17 +115,15 @@ def test_what_agents_hear_is_made_anew_only_where_something_changed(runs: tuple[
     assert all(after[id_] is outcome for id_, outcome in before.items())
 
 
-def test_a_journal_that_was_replayed_is_let_go(runs: tuple[FakeRun, FakeRun], tmp_path: Path) -> None:
-    run = runs[0]
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(run.layout.journal.read_bytes())
-    with Journal(path) as journal:
-        assert journal.events
-        ledger = Ledger(journal)
-        assert not journal.events
-        assert dataclasses.asdict(ledger.history) == dataclasses.asdict(run.history())
-        assert list(journal.past()) == []
-        assert journal.append("run.stopped", reason="x").seq == len(read(path)) - 1
+def test_a_resumed_run_hears_its_journal_event_by_event(runs: tuple[FakeRun, FakeRun], tmp_path: Path) -> None:
+    path, history = tmp_path / "journal.jsonl", History()
+    path.write_bytes(runs[0].layout.journal.read_bytes() + b"{torn")
+    with Journal(path, history.apply) as journal:
+        assert journal.events == [], "nothing of it is kept"
+        ledger = Ledger(journal, history=history)
+        assert dataclasses.asdict(ledger.history) == dataclasses.asdict(runs[0].history())
+        ledger.record("run.stopped", reason="x")
+    assert History.replay(read(path)).stopped == history.stopped == "x"
 
 
 # what is kept up to date equals what is worked out anew
