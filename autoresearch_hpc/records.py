@@ -343,6 +343,8 @@ def _words(error: BaseException, expected: type[Any] | None) -> str:
 
 def knob_value(value: object) -> KnobValue:
     """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else, NaN included."""
+    if type(value) is int or type(value) is str:  # most are
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no setting: set a finite number")
     if value is None or isinstance(value, bool | int | float | str):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch_hpc.agents.cube import fraction, num_cells, value_at
 from autoresearch_hpc.agents.gaussian import Process, most_probable
-from autoresearch_hpc.agents.sampling import Sampler, Setting
+from autoresearch_hpc.agents.sampling import Sampler, Setting, memorable
 from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
 from autoresearch_hpc.space import Space
@@ -29,7 +29,6 @@ __all__ = ["GpAgent"]
 _NO_FAULT = (Status.LOST, Status.CANCELLED)  # say nothing about the setting
 _REFIT = 16  # so many outcomes more, and the kernel's lengths are learned again
 _LESSONS = 500  # newest outcomes that they are learned from; thousands would take minutes
-_MOST = 1000  # outcomes that the model rests on, the best and the newest: with its square it needs memory
 _PARENTS = 8  # best settings that are varied
 _POOL = (600, 200, 500)  # candidates: variations of the best, random ones, variations of the most promising of these
 _LEAST = 1e-12  # keeps divisions away from zero
@@ -59,7 +58,7 @@ class GpAgent(Sampler):
         if len(values) < self._startup_trials or np.isnan(values).all():
             return
         rng = np.random.default_rng(self._rng(state).getrandbits(64))
-        model, known = self._model(places, values), _memorable(values)
+        model, known = self._model(places, values), memorable(values.tolist())
         places, values = places[known], values[known]
         best = float(model.mean(self._points(places)).min())  # a measured one may have been lucky
 
@@ -124,7 +123,7 @@ class GpAgent(Sampler):
         if num not in self._learned:
             points = self._points(places[lessons])
             self._learned = {num: most_probable(points, _evened(values[lessons]))}
-        known = _memorable(values)
+        known = memorable(values.tolist())
         return Process(self._points(places[known]), _evened(values[known]), self._learned[num])
 
     def _history(self, direction: Direction) -> "tuple[Floats, Floats]":
@@ -181,15 +180,6 @@ class GpAgent(Sampler):
             else:
                 columns.append(column)
         return np.column_stack(columns)
-
-
-def _memorable(values: "Floats") -> "NDArray[np.intp]":
-    """Which outcomes to model, in order: of very many the newest half, and the best of the others."""
-    import numpy as np
-
-    older = max(len(values) - _MOST // 2, 0) if len(values) > _MOST else 0
-    best = np.argsort(values[:older], kind="stable")[: _MOST // 2]
-    return np.concatenate([np.sort(best), np.arange(older, len(values))])
 
 
 def _evened(values: "Floats") -> "Floats":

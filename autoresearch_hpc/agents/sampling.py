@@ -1,6 +1,7 @@
 """What the samplers of a space share: what was tried, what may be proposed, and how a setting becomes a proposal."""
 
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,11 +9,12 @@ from autoresearch_hpc.agents.titles import changes
 from autoresearch_hpc.records import Knobs, KnobValue, Outcome, Proposal, SearchState
 from autoresearch_hpc.space import Space
 
-__all__ = ["Sampler", "Setting"]
+__all__ = ["Sampler", "Setting", "memorable"]
 
 _log = logging.getLogger(__name__)
 
 Setting = dict[str, KnobValue]
+_MOST = 1000  # outcomes that a model rests on: with more it takes seconds, and memory by their square
 _ENUMERABLE = 20_000  # spaces up to this size are searched to their last setting
 
 
@@ -108,6 +110,18 @@ class Sampler:
         known = {name: knobs[name] for name in self._space.names if name in knobs}
         canonical = self._space.canonical(known) or known
         return tuple((name, repr(value)) for name, value in canonical.items())
+
+
+def memorable(values: Sequence[float]) -> list[int]:
+    """Which outcomes to model, in order: all, or of very many the newest half and the best of the others.
+
+    Of these values, the smallest are best; NaN is none.
+    """
+    if len(values) <= _MOST:
+        return list(range(len(values)))
+    older = len(values) - _MOST // 2
+    best = sorted(range(older), key=lambda i: (math.isnan(values[i]), values[i]))[: _MOST // 2]
+    return [*sorted(best), *range(older, len(values))]
 
 
 def effective(outcome: Outcome) -> Knobs:

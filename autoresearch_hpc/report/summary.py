@@ -234,13 +234,12 @@ def _round(history: History, round_: Round) -> RoundSummary:
 
 def _best(entries: Sequence[Entry], direction: Direction) -> Entry | None:
     """Of those that were run on the tier that decides, if any were: other values do not compare with theirs."""
-    best: Entry | None = None
-    for entry in [e for e in entries if e.decided and e.value is not None] or entries:
-        if entry.value is not None and (
-            best is None or best.value is None or direction.better(entry.value, best.value)
-        ):
-            best = entry
-    return best
+    valued = [(entry, value) for entry in entries if (value := entry.value) is not None]
+    best: tuple[Entry, float] | None = None
+    for entry, value in [each for each in valued if each[0].decided] or valued:
+        if best is None or direction.better(value, best[1]):
+            best = entry, value
+    return best[0] if best else None
 
 
 def _leading(history: History) -> Entry | None:
