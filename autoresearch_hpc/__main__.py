@@ -48,6 +48,9 @@ def main() -> int:
     program = hydra.main(config_path=str(entry.conf_dir()), config_name="config", version_base="1.3")(_task)
 
     def run() -> None:
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(entry.usage())
+            return
         try:
             program()
         except (*entry.COMPLAINTS, ValueError) as error:

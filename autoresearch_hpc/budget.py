@@ -26,12 +26,12 @@ class Used:
 
 def used(history: History, tiers: Tiers) -> Used:
     """A trial's GPU is charged by the cluster's accounting, else from its worker's start to its result."""
-    ended = [trial for trial in history.trials() if trial.result]
-    gpu_hours = sum(trial.held_s for trial in ended) / 3600
-    usd = sum(trial.held_s * tiers.price(trial.tier) for trial in ended) / 3600
+    held_s = history.tally.held_s
+    gpu_hours = sum(held_s.values()) / 3600
+    usd = sum(seconds * tiers.price(tier) for tier, seconds in held_s.items()) / 3600
     spans = [datetime.fromisoformat(b) - datetime.fromisoformat(a) for a, b in history.active]
     wall_hours = sum(span.total_seconds() for span in spans) / 3600
-    return Used(trials=len(ended), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=usd)
+    return Used(trials=history.tally.num_ended.total(), gpu_hours=gpu_hours, wall_hours=wall_hours, usd=usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,5 +120,5 @@ def rounds_without_gain(history: History) -> int:
     """Judged rounds since the one that the incumbent comes from."""
     if history.incumbent is None:
         return 0
-    newest = max((r.index for r in history.rounds if r.judged), default=0)
+    newest = next((r.index for r in reversed(history.rounds) if r.judged), 0)
     return newest - int(history.incumbent.candidate.split("-")[0][1:])

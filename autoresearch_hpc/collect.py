@@ -188,7 +188,7 @@ def is_nodes_fault(trial: Trial) -> bool:
 
 def faulty_nodes(history: History, at_least: int) -> set[str]:
     """Nodes to which trials of so many candidates were lost: one candidate alone may be the cause itself."""
-    faults = {(trial.node, trial.candidate) for trial in history.trials() if is_nodes_fault(trial)}
+    faults = {(trial.node, trial.candidate) for trial in history.tally.lost.values() if is_nodes_fault(trial)}
     return {node for node, count in Counter(node for node, _ in faults).items() if node and count >= at_least}
 
 

@@ -64,7 +64,7 @@ class Controller:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
-        self._combiner = combiner
+        self._combiner, self._tables = combiner, report.Tables()
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
         self._schedule = Schedule(config, self._tiers, self._history, agent.incremental)
@@ -346,12 +346,12 @@ class Controller:
         """Move the branch to the incumbent and bring the tables up to date."""
         incumbent = self._history.incumbent
         if incumbent is None:
-            report.write_tables(self._history, self._layout)
+            self._tables.write(self._history, self._layout)
             self._record("run.stopped", reason="the baseline failed")
             raise _baseline_failed(self._history.entry(views.BASELINE), self._layout)
         self._repo.advance(self._history.tag, incumbent.commit)
         self._analyse(round_)
-        report.write_tables(self._history, self._layout)
+        self._tables.write(self._history, self._layout)
         self._record("round.closed", round=round_.index)
         _log.info(
             "round=%d incumbent=%s %s=%.6f", round_.index, incumbent.candidate, self._history.metric, incumbent.value

@@ -14,18 +14,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from autoresearch_hpc.errors import DataError
 from autoresearch_hpc.files import read_json, sha256_file, sha256_text
+
+if TYPE_CHECKING:  # imported where rows are read: workers and controllers look at the manifest alone
+    import numpy as np
+    import numpy.typing as npt
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.bin"
 SCHEMA = 1
+_TOKEN_SIZE, _COUNT_SIZE = 2, 4  # bytes: uint16, int32
 
 Split = Literal["train", "val"]
 
@@ -101,9 +103,9 @@ class Dataset:
     def _check_shapes(self) -> None:
         m, width = self.manifest, self.manifest.seq_len + 1
         for file in (*m.train, *m.val):
-            if file.size != file.rows * width * np.dtype(np.uint16).itemsize:
+            if file.size != file.rows * width * _TOKEN_SIZE:
                 raise DataError(f"{self.root / file.name} does not hold {file.rows} rows of {width} tokens", _REMEDY)
-        if m.token_bytes.size != m.vocab_size * np.dtype(np.int32).itemsize:
+        if m.token_bytes.size != m.vocab_size * _COUNT_SIZE:
             raise DataError(f"{self.root / m.token_bytes.name} does not hold {m.vocab_size} tokens", _REMEDY)
 
     def verify(self) -> None:
@@ -112,8 +114,10 @@ class Dataset:
             if sha256_file(self.root / file.name) != file.sha256:
                 raise DataError(f"damaged data: {self.root / file.name} fails its checksum", _REMEDY)
 
-    def rows(self, split: Split) -> Sequence[npt.NDArray[np.uint16]]:
+    def rows(self, split: Split) -> "Sequence[npt.NDArray[np.uint16]]":
         """The split's files as read-only memory maps, each `(rows, seq_len + 1)`."""
+        import numpy as np
+
         width = self.manifest.seq_len + 1
         files: tuple[DataFile, ...] = getattr(self.manifest, split)
         return [np.memmap(self.root / file.name, dtype=np.uint16, mode="r", shape=(file.rows, width)) for file in files]
@@ -123,8 +127,10 @@ class Dataset:
         files: tuple[DataFile, ...] = getattr(self.manifest, split)
         return [os.open(self.root / file.name, os.O_RDONLY | os.O_CLOEXEC) for file in files]
 
-    def token_bytes(self) -> npt.NDArray[np.int32]:
+    def token_bytes(self) -> "npt.NDArray[np.int32]":
         """UTF-8 bytes of each token id, `(vocab_size,)`; 0 for special tokens."""
+        import numpy as np
+
         return np.fromfile(self.root / TOKEN_BYTES, dtype=np.int32)
 
     def _files(self) -> tuple[DataFile, ...]:
@@ -132,8 +138,10 @@ class Dataset:
         return (m.tokenizer, m.token_bytes, *m.train, *m.val)
 
 
-def map_rows(fd: int, rows: int, seq_len: int) -> npt.NDArray[np.uint16]:
+def map_rows(fd: int, rows: int, seq_len: int) -> "npt.NDArray[np.uint16]":
     """An open file of rows as a read-only memory map `(rows, seq_len + 1)`; closes fd."""
+    import numpy as np
+
     with os.fdopen(fd, "rb") as file:
         return np.memmap(file, dtype=np.uint16, mode="r", shape=(rows, seq_len + 1))
 

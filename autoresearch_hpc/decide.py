@@ -303,7 +303,7 @@ def _over_baseline(
     were the steps, so it is they that are shrunk. Their errors partly cancel; the expected gain's margin does not count
     on that.
     """
-    kept = [e.id for e in history.entries() if e.verdict is Verdict.KEEP] or [BASELINE]
+    kept = [entry.id for entry in history.kept] or [BASELINE]
     chain = [*kept, *([winner] if winner else [])]
     known = ([sample_of(history.entry(id_), view.kind, 1) for id_ in chain] for view in views)
     samples = next((each for each in known if all(sample.all for sample in each)), [])

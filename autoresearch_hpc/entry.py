@@ -55,6 +55,17 @@ def register() -> None:
     Plugins.instance().register(_WorkingDirectoryConf)
 
 
+def usage() -> str:
+    """What --help prints. Hydra takes a second for it, most of that to copy what is not shown."""
+    template = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
+    groups: dict[str, set[str]] = {"agent": set(importlib.metadata.entry_points(group=ENTRY_POINTS).names)}
+    for folder in (conf_dir(), Path.cwd() / "conf"):
+        for path in folder.glob("*/*.yaml"):
+            groups.setdefault(path.parent.name, set()).add(path.stem)
+    lines = [f"{group}: {', '.join(sorted(groups[group]))}\n" for group in sorted(groups)]
+    return str(template).replace("$APP_CONFIG_GROUPS", "".join(lines))
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The configuration of these command-line overrides. Raises ConfigError in one line."""
     register()

@@ -320,6 +320,8 @@ class Fanout:
         """Drop a trial whose outcome says nothing of its candidate, so that another follows, if one fits the budget."""
         result, round_ = trial.result, self._history.rounds[trial.round]
         assert result
+        if result.status not in (Status.CANCELLED, Status.LOST):
+            return
         lost = [t for t in round_.trials if t.want == trial.want and t.dropped is not None]
         tried = sum(not t.cancelled for t in lost)
         if trial.cancelled and result.status in (Status.CANCELLED, Status.LOST):
@@ -346,7 +348,7 @@ class Fanout:
 
     def _charge(self) -> None:
         """Note what the cluster's accounting has told of trials that have ended."""
-        if self._uncharged and (told := self._cluster.charges(self._uncharged)):
+        if self._uncharged and self._cluster.accounts and (told := self._cluster.charges(self._uncharged)):
             self._record("trial.charged", gpu_s=dict(told))
             for id_ in told:
                 del self._uncharged[id_]

@@ -28,12 +28,19 @@ appends, so that a resumed run and one that never stopped are in the same state.
     run.stopped     reason
 """
 
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
+from autoresearch_hpc.entries import Call as Call
+from autoresearch_hpc.entries import Entry as Entry
+from autoresearch_hpc.entries import Incumbent as Incumbent
+from autoresearch_hpc.entries import Round as Round
+from autoresearch_hpc.entries import Trial as Trial
+from autoresearch_hpc.entries import Want as Want
+from autoresearch_hpc.entries import mean_of, values_of
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.estimates import Effects
 from autoresearch_hpc.gains import Comparison, Gain, Noise
@@ -49,189 +56,17 @@ from autoresearch_hpc.records import (
     candidate_id,
     from_json,
 )
+from autoresearch_hpc.tally import Tally
+
+_ID = re.compile(r"r\d+-c\d+")
 
 
-class Want(NamedTuple):
-    """Trials that a round needs: of whom, and on which kind of GPU."""
-
-    candidate: str
-    tier: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class Trial:
-    """One execution: submitted under `job_name`, known to the cluster as `job`.
-
-    Without a job name it is in no queue. With one and without a job it is unknown whether it is.
-    """
-
-    id: str
-    candidate: str
-    round: int  # that asked for it: an incumbent is run again in later ones
-    job_name: str | None
-    submitted_at: str
-    tier: str = ""
-    job: str | None = None
-    result: TrialResult | None = None
-    dropped: str | None = None
-    cancelled: bool = False  # by the controller, when it was interrupted
-    done_at: str | None = None  # when its result was taken in
-    given_up: str | None = None  # why its job was cancelled before it began
-    launch_failed: bool = False  # of one given up: whether it was the node's fault
-    gpu_s: float | None = None  # by the cluster's accounting
-
-    @property
-    def want(self) -> Want:
-        return Want(self.candidate, self.tier)
-
-    @property
-    def held_s(self) -> float:
-        """How long it held its GPU: by the cluster's accounting, else from its worker's start to its result."""
-        if self.gpu_s is not None:
-            return self.gpu_s
-        return (self.result.phases.total_s or 0.0) if self.result else 0.0
-
-    @property
-    def node(self) -> str | None:
-        """The cluster's name of the node that it ended on."""
-        return self.result.slurm.nodelist if self.result and self.result.slurm else None
-
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """A call of an agent's endpoint or program, with all the tries that it took."""
-
-    open_usd: float = 0.0  # the most that the try may cost which has no answer yet
-    lost_usd: float = 0.0  # the same of tries that were given up, or whose controller was killed
-    usd: float | None = None  # None until there is an answer
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-
-    @property
-    def cost_usd(self) -> float:
-        return self.open_usd + self.lost_usd + (self.usd or 0.0)
-
-
-@dataclass(slots=True, kw_only=True)
-class Entry:
-    """One candidate's way through its round."""
-
-    id: str
-    proposal: Proposal
-    candidate: Candidate | None = None
-    tier: str = ""  # where it is tried first
-    trials: list[Trial] = field(default_factory=list)
-    verdict: Verdict | None = None
-    finding: Comparison | None = None  # against the incumbent, when its round was judged
-    deciding_tier: str = ""  # whose values count before others; empty: the newest do
-
-    @property
-    def trial(self) -> Trial | None:
-        """The trial that counts: the newest that was not dropped."""
-        return next((t for t in reversed(self.trials) if t.dropped is None), None)
-
-    @property
-    def results(self) -> list[TrialResult]:
-        """Of all the trials that count."""
-        return [t.result for t in self.trials if t.result and t.dropped is None]
-
-    @property
-    def result(self) -> TrialResult | None:
-        """The one to show: the first good one, else the newest."""
-        results = self.results
-        good = (result for result in results if result.status is Status.OK)
-        return next(good, results[-1] if results else None)
-
-    def good(self, tier: str = "") -> list[TrialResult]:
-        """Its good results that compare with each other: of this tier, if there are any."""
-        return alike(self.results, tier)
-
-    @property
-    def values(self) -> list[float]:
-        """What the candidate is worth: on the tier that decides, where it has been run there."""
-        return _values(self.good(self.deciding_tier))
-
-    @property
-    def one_kind(self) -> bool:
-        """Whether all of its trials compare."""
-        return len({result.kind for result in self.results}) < 2
-
-    @property
-    def decided(self) -> bool:
-        """Whether its value comes from where it is decided what is kept."""
-        return not self.deciding_tier or any(
-            result.tier == self.deciding_tier for result in self.good(self.deciding_tier)
-        )
-
-    @property
-    def screened(self) -> list[TrialResult]:
-        """Its good results where it was tried first, which every candidate has: what a search can learn from."""
-        return self.good(self.tier)
-
-    @property
-    def value(self) -> float | None:
-        """The mean over all good trials, so that no lucky one stands for the candidate."""
-        values = self.values
-        return mean(values) if values else None
-
-
-@dataclass(slots=True, kw_only=True)
-class Round:
-    """One fan-out."""
-
-    index: int
-    base: str  # the incumbent's commit when the round was proposed
-    proposed_at: str
-    entries: dict[str, Entry] = field(default_factory=dict)
-    # results that the round shall bring, the incumbent's controls among them. Where the budget has not room for all,
-    # the first ones run: of a look the best, beside an array the incumbent.
-    needed: dict[Want, int] = field(default_factory=dict)
-    stages: list[str] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)  # of its own candidates, and of the incumbent beside them
-    judged: bool = False
-    pool: list[str] = field(default_factory=list)  # its near misses, best first
-    closed_at: str | None = None
-    submitted_at: str | None = None  # its first array
-    num_arrays: int = 0
-
-    @property
-    def committed(self) -> bool:
-        return all(entry.candidate for entry in self.entries.values())
-
-    @property
-    def outstanding(self) -> list[Trial]:
-        """Trials that were submitted, or may have been, and have no result yet."""
-        return [trial for trial in self.trials if trial.job_name and trial.result is None]
-
-    @property
-    def missing(self) -> dict[Want, int]:
-        """Trials that are still lacking: neither in a queue, nor in doubt, nor ended."""
-        have = Counter(t.want for t in self.trials if t.dropped is None and (t.job_name or t.result))
-        return {want: n for want, wanted in self.needed.items() if (n := wanted - have[want]) > 0}
-
-    @property
-    def complete(self) -> bool:
-        """Whether every result that was wanted is there."""
-        have = Counter(t.want for t in self.trials if t.dropped is None and t.result)
-        return self.committed and all(have[want] >= wanted for want, wanted in self.needed.items())
-
-    def num_needed(self, candidate: str) -> int:
-        """Results of one candidate, on all tiers."""
-        return sum(count for want, count in self.needed.items() if want.candidate == candidate)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incumbent:
-    """The best accepted candidate so far."""
-
-    candidate: str
-    commit: str
-    value: float
-
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class History:
-    """The state of a run. Mutable, but only by `apply`."""
+    """The state of a run. Mutable, but only by `apply`, whose every event takes as long as the one before.
+
+    `tally` and what agents were told are no part of the state: they follow from it.
+    """
 
     tag: str = ""
     uid: str = ""  # distinguishes runs of the same tag in job names
@@ -252,8 +87,12 @@ class History:
     interrupted: str | None = None  # why the controller stopped early; None while it goes on
     stopped: str | None = None  # why the run ended; None while it goes on
 
+    def __post_init__(self) -> None:
+        self.tally = Tally()
+        self._outcomes: dict[str, tuple[int, float, Outcome]] = {}  # as told last: the entry's version, its shift
+
     @classmethod
-    def replay(cls, events: list[Event]) -> "History":
+    def replay(cls, events: Iterable[Event]) -> "History":
         """The state after these events. Raises JournalError on one that it does not know or that makes no sense."""
         history = cls()
         for event in events:
@@ -280,7 +119,7 @@ class History:
     @property
     def open_rounds(self) -> list[Round]:
         """Those that are not over, oldest first."""
-        return [round_ for round_ in self.rounds if round_.closed_at is None]
+        return list(self.tally.open.values())
 
     @property
     def outstanding(self) -> list[Trial]:
@@ -302,12 +141,20 @@ class History:
     def find(self, name: str) -> Entry | None:
         """A candidate by its id, its name in the plan, or "baseline"."""
         wanted = candidate_id(0, 0) if name == "baseline" else name
-        return next((e for e in self.entries() if wanted in (e.id, e.proposal.name)), None)
+        if _ID.fullmatch(wanted) and _round_of(wanted) < len(self.rounds):
+            if entry := self.rounds[_round_of(wanted)].entries.get(wanted):
+                return entry
+        return next((e for e in self.entries() if wanted == e.proposal.name), None)
+
+    @property
+    def kept(self) -> list[Entry]:
+        """All winners so far, in order, the baseline among them."""
+        return sorted(self.tally.kept.values(), key=lambda entry: _place_of(entry.id))
 
     @property
     def llm_usd(self) -> float:
         """What the agent's calls have cost; those without an answer count with the most that they may have."""
-        return sum(call.cost_usd for call in self.calls.values())
+        return self.tally.calls_usd
 
     def calls_of(self, round_: int) -> list[Call]:
         """The agent's calls for a round."""
@@ -337,35 +184,45 @@ class History:
         """
         shifts = self._shifts()
         return tuple(
-            Outcome(
-                candidate=entry.id,
-                round=round_.index,
-                proposal=entry.proposal,
-                knobs=entry.candidate.knobs if entry.candidate else {},
-                status=entry.result.status if entry.result else Status.LOST,
-                value=mean(_values(screened)) + shifts.get(screened[-1].kind, 0.0) if screened else None,
-                verdict=entry.verdict,
-                finding=entry.finding,
-                error=entry.result.error if entry.result else None,
-                fingerprint=entry.candidate.fingerprint if entry.candidate else "",
-                peak_vram_mb=entry.result.peak_vram_mb if entry.result else None,
-                num_trials=max(len(screened), 1),
-                kind=screened[-1].kind if screened else "",
-            )
+            self._outcome(round_, entry, shifts)
             for round_ in self.rounds
             for entry in round_.entries.values()
-            for screened in [entry.screened]
             if round_.judged or (unjudged and entry.result)
         )
 
+    def _outcome(self, round_: Round, entry: Entry, shifts: Mapping[str, float]) -> Outcome:
+        """As it was told before, unless something has changed."""
+        told = self._outcomes.get(entry.id)
+        if told and told[0] == entry.version and told[1] == shifts.get(told[2].kind, 0.0):
+            return told[2]
+        result, screened = entry.result, entry.screened
+        shift, value = shifts.get(screened[-1].kind, 0.0) if screened else 0.0, mean_of(values_of(screened))
+        outcome = Outcome(
+            candidate=entry.id,
+            round=round_.index,
+            proposal=entry.proposal,
+            knobs=entry.candidate.knobs if entry.candidate else {},
+            status=result.status if result else Status.LOST,
+            value=value + shift if value is not None else None,
+            verdict=entry.verdict,
+            finding=entry.finding,
+            error=result.error if result else None,
+            fingerprint=entry.candidate.fingerprint if entry.candidate else "",
+            peak_vram_mb=result.peak_vram_mb if result else None,
+            num_trials=max(len(screened), 1),
+            kind=screened[-1].kind if screened else "",
+        )
+        self._outcomes[entry.id] = entry.version, shift, outcome
+        return outcome
+
     def _shifts(self) -> dict[str, float]:
-        """Kind of GPU -> what brings its values to the level of the baseline's."""
+        """Kind of GPU -> what brings its values to the level of the baseline's: by the first that ran on both."""
         first = next(self.entries(), None)
         main = first.screened[-1].kind if first and first.screened else None
         shifts: dict[str, float] = {}
-        if main is None or all(entry.one_kind for entry in self.entries()):
+        if main is None:
             return shifts
-        for entry in self.entries():
+        for entry in sorted(self.tally.mixed.values(), key=lambda entry: _place_of(entry.id)):
             by_kind: dict[str, list[float]] = {}
             for result in entry.results:
                 if result.metric.value is not None:
@@ -397,27 +254,34 @@ class History:
 
     def _agent_calling(self, at: str, data: Mapping[str, Any]) -> None:
         call = self.calls.setdefault(data["call"], Call())
+        before_usd = call.cost_usd
         call.lost_usd += call.open_usd
         call.open_usd = float(data["at_most_usd"])
+        self.tally.call(call, before_usd)
 
     def _agent_called(self, at: str, data: Mapping[str, Any]) -> None:
         call = self.calls[data["call"]]
+        before_usd = call.cost_usd
         call.usd, call.open_usd = float(data["usd"]), 0.0
         call.prompt_tokens, call.answer_tokens = int(data["prompt_tokens"]), int(data["answer_tokens"])
+        self.tally.call(call, before_usd)
 
     def _round_proposed(self, at: str, data: Mapping[str, Any]) -> None:
         index = data["round"]
         if index == len(self.rounds):
             self.rounds.append(Round(index=index, base=data["base"], proposed_at=at))
+            self.tally.open[index] = self.rounds[-1]
         for id_, payload in data["proposals"].items():
             entry = Entry(id=id_, proposal=from_json(Proposal, payload), deciding_tier=self.deciding_tier)
             self.rounds[index].entries[id_] = entry
+            self.tally.entry(entry)
 
     def _round_committed(self, at: str, data: Mapping[str, Any]) -> None:
         for payload in data["candidates"]:
             candidate = from_json(Candidate, payload)
             entry, tier = self.entry(candidate.id), data.get("tiers", {}).get(candidate.id, "")
             entry.candidate, entry.tier = candidate, tier
+            self.tally.entry(entry)
             self.rounds[candidate.round].needed[Want(candidate.id, tier)] = 1
 
     def _trials_wanted(self, at: str, data: Mapping[str, Any]) -> None:
@@ -445,6 +309,7 @@ class History:
                 trial.tier = data.get("tier", "")
                 entry.trials.append(trial)
                 round_.trials.append(trial)
+            self.tally.entry(entry)
 
     def _submit_done(self, at: str, data: Mapping[str, Any]) -> None:
         for id_, job in data["jobs"].items():
@@ -462,13 +327,22 @@ class History:
     def _trial_done(self, at: str, data: Mapping[str, Any]) -> None:
         trial = self.trial(data["trial"])
         trial.result, trial.done_at = from_json(TrialResult, data["result"]), at
+        self._changed(trial)
 
     def _trial_dropped(self, at: str, data: Mapping[str, Any]) -> None:
-        self.trial(data["trial"]).dropped = data["reason"]
+        trial = self.trial(data["trial"])
+        trial.dropped = data["reason"]
+        self._changed(trial)
 
     def _trial_charged(self, at: str, data: Mapping[str, Any]) -> None:
         for id_, seconds in data["gpu_s"].items():
-            self.trial(id_).gpu_s = float(seconds)
+            trial = self.trial(id_)
+            trial.gpu_s = float(seconds)
+            self._changed(trial)
+
+    def _changed(self, trial: Trial) -> None:
+        self.tally.trial(trial)
+        self.tally.entry(self.entry(trial.candidate))
 
     def _round_shrunk(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
@@ -482,8 +356,10 @@ class History:
             if ended and all(trial.dropped is not None for trial in ended):
                 ended[-1].dropped = None  # no further one fits: what the last one came to stands
             round_.needed[want] = sum(trial.dropped is None for trial in ended)
-            if not round_.num_needed(id_):
-                round_.entries.pop(id_, None)
+            if entry := self.find(id_):
+                self.tally.entry(entry)
+            if not round_.num_needed(id_) and (entry := round_.entries.pop(id_, None)):
+                self.tally.gone(entry)
 
     def _round_judged(self, at: str, data: Mapping[str, Any]) -> None:
         round_ = self.rounds[data["round"]]
@@ -492,6 +368,8 @@ class History:
             round_.entries[id_].verdict = Verdict(verdict)
         for id_, finding in data.get("findings", {}).items():
             round_.entries[id_].finding = from_json(Comparison, finding)
+        for id_ in {*data["verdicts"], *data.get("findings", {})}:
+            self.tally.entry(round_.entries[id_])
         round_.pool = [round_.entries[id_].id for id_ in data.get("pool", [])]
         if noise := data.get("noise"):  # a round that tells nothing of it takes nothing back
             self.noise = from_json(Noise, noise)
@@ -506,6 +384,7 @@ class History:
 
     def _round_closed(self, at: str, data: Mapping[str, Any]) -> None:
         self.rounds[data["round"]].closed_at = at
+        self.tally.open.pop(data["round"], None)
 
     def _run_interrupted(self, at: str, data: Mapping[str, Any]) -> None:
         self.interrupted = data["reason"]
@@ -516,19 +395,14 @@ class History:
         self.stopped = data["reason"]
 
 
-def alike(results: Iterable[TrialResult], tier: str = "") -> list[TrialResult]:
-    """The good results of one kind, the newest, since others do not compare: of this tier, if there are any."""
-    good = [result for result in results if result.metric.value is not None]
-    good = [result for result in good if result.tier == tier] or good
-    return [result for result in good if result.kind == good[-1].kind]
-
-
-def _values(results: list[TrialResult]) -> list[float]:
-    return [value for result in results if (value := result.metric.value) is not None]
-
-
 def _round_of(candidate: str) -> int:
     return int(candidate.split("-")[0][1:])
+
+
+def _place_of(candidate: str) -> tuple[int, int]:
+    """Of r03-c02: 3 and 2, by which candidates are ordered."""
+    round_, _, index = candidate.partition("-c")
+    return int(round_[1:]), int(index)
 
 
 def _worth(entry: Entry) -> float:

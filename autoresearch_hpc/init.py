@@ -49,7 +49,7 @@ def lay_out(target: Path) -> list[Path]:
     written: list[Path] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for source in [bundle / "train.py", bundle / "program.md", *sorted((bundle / "sbatch").glob("*.sbatch"))]:
+        for source in [bundle / "train.py", bundle / "program.md", *sorted((bundle / "sbatch").glob("*.*"))]:
             _write(target / source.relative_to(bundle), source.read_text(encoding="utf-8"), written)
         _write(target / "conf" / "cluster" / "mysite.yaml", _CLUSTER, written)
         _write(target / "conf" / "round" / "mine.yaml", _ROUND, written)

@@ -13,10 +13,13 @@ class Ledger:
     `verify` raises where the run is another controller's by now.
     """
 
-    def __init__(self, journal: Journal, verify: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, journal: Journal, verify: Callable[[], None] = lambda: None, history: History | None = None
+    ) -> None:
+        """`history` is given where it has heard all of the journal's past already."""
         self._journal, self.verify = journal, verify
         self._lock = threading.Lock()  # an agent thinks in a thread of its own, and notes what it spends
-        self.history = History.replay(journal.events)
+        self.history = history or History.replay(journal.events)
 
     def record(self, event: str, **data: object) -> None:
         """Journal the event, then apply it. Raises OSError where it could not be written: then it has not happened."""

@@ -23,7 +23,7 @@ from autoresearch_hpc.progress import State, Watch, state_of
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
 from autoresearch_hpc.report.settings import Settings, settings_of
-from autoresearch_hpc.report.summary import Summary, summarize
+from autoresearch_hpc.report.summary import Figures, figures
 from autoresearch_hpc.report.tables import one_line
 from autoresearch_hpc.report.wording import kept_lines, standing
 
@@ -130,7 +130,7 @@ def screen(
 ) -> RenderableType:
     """The current round: what the run is, its candidates, the best so far and what was used of the budget."""
     now = now or datetime.now(UTC)
-    summary = summarize(history, settings, now)
+    summary = figures(history, settings, now)
     parts: list[RenderableType] = [Text(_heading(history, settings, tagged), style="bold" if tagged else "")]
     if history.rounds:
         parts.append(candidates(history, settings, watch, states, now, max_rows))
@@ -179,7 +179,7 @@ def _going_on(round_: Round, entry: Entry) -> bool:
     return done < round_.num_needed(entry.id)
 
 
-def best_lines(summary: Summary) -> Iterator[str]:
+def best_lines(summary: Figures) -> Iterator[str]:
     """The incumbent with what stands behind it, who is ahead of it, and the newest winners' gains."""
     if summary.best is not None and summary.best_candidate is not None:
         baseline = f", baseline {formats.value(summary.baseline)}" if summary.moved else ""
@@ -194,7 +194,7 @@ def best_lines(summary: Summary) -> Iterator[str]:
         yield f"{label}: {words}"
 
 
-def used_line(summary: Summary, settings: Settings) -> str:
+def used_line(summary: Figures, settings: Settings) -> str:
     """What was used of what may be used; without limits, what was used."""
     gpu_h, wall_h = summary.trial_s / 3600, summary.active_s / 3600
     limited = settings.max_trials is not None

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from autoresearch_hpc.entries import Entry, Trial, alike
 from autoresearch_hpc.files import read_json
-from autoresearch_hpc.history import Entry, Trial, alike
 from autoresearch_hpc.layout import RunLayout, TrialPaths
 from autoresearch_hpc.records import TrialResult, from_json
 

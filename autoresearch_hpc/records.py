@@ -178,11 +178,17 @@ class TrialResult:
     @property
     def kind(self) -> str:
         """What must be equal for the values of two trials to be compared, in words."""
-        parts = [self.gpu.name or "CPU", f"tier {self.tier}"]
-        parts += [f"torch {self.torch}"] if self.torch else []
-        parts += [f"data {self.data_sha256[:8]}"] if self.data_sha256 else []
-        parts += [f"harness {self.harness_sha256[:8]}"] if self.harness_sha256 else []
-        return ", ".join(parts)
+        return _kind(self.gpu.name, self.tier, self.torch, self.data_sha256, self.harness_sha256)
+
+
+@functools.lru_cache(maxsize=64)
+def _kind(gpu: str | None, tier: str, torch: str | None, data: str | None, harness: str | None) -> str:
+    """Asked for again and again, of a few kinds."""
+    parts = [gpu or "CPU", f"tier {tier}"]
+    parts += [f"torch {torch}"] if torch else []
+    parts += [f"data {data[:8]}"] if data else []
+    parts += [f"harness {harness[:8]}"] if harness else []
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +343,8 @@ def _words(error: BaseException, expected: type[Any] | None) -> str:
 
 def knob_value(value: object) -> KnobValue:
     """A plain value as a knob's: sequences become tuples. Raises ValueError on anything else, NaN included."""
+    if type(value) is int or type(value) is str:  # most are
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no setting: set a finite number")
     if value is None or isinstance(value, bool | int | float | str):

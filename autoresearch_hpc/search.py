@@ -25,7 +25,7 @@ from autoresearch_hpc.errors import ClusterError, RepoError
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import sha256_text, write_text_atomic
 from autoresearch_hpc.history import History
-from autoresearch_hpc.journal import Journal, read
+from autoresearch_hpc.journal import Journal, stream
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.live import View, open_view
@@ -59,7 +59,7 @@ def run(config: Config) -> Finished:
     repo = Repo(Path(config.repo))
     runs_dir = Path(config.runs_dir).resolve()
     layout = RunLayout(runs_dir / rundir.choose_tag(config, runs_dir))
-    past = History.replay(read(layout.journal)) if layout.journal.exists() else History()
+    past = _beginning(layout)
     if past.started_at:  # else a controller killed before its first event left nothing to resume
         rundir.require_same(config, layout)
     elif repo.branch(layout.root.name):
@@ -88,7 +88,8 @@ def run(config: Config) -> Finished:
         lock = stack.enter_context(RunLock(layout.lock))
         layout.cancel_request.unlink(missing_ok=True)  # asked of an earlier controller
         stack.enter_context(rundir.log_file(layout))
-        ledger = Ledger(stack.enter_context(Journal(layout.journal)), lock.verify)
+        history = History()
+        ledger = Ledger(stack.enter_context(Journal(layout.journal, history.apply)), lock.verify, history)
         if ledger.history.started_at is None:
             write_text_atomic(layout.config, rundir.as_yaml(config))
             _record_start(ledger, config, layout, repo, start)
@@ -101,6 +102,16 @@ def run(config: Config) -> Finished:
         reason = _controller(config, layout, ledger, repo, brief, screen, place, dataset, view, lock).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
+
+
+def _beginning(layout: RunLayout) -> History:
+    """The run up to its first result: what it started from, and on which data. The whole is read once it is ours."""
+    history = History()
+    for event in stream(layout.journal) if layout.journal.exists() else ():
+        history.apply(event)
+        if event.event == "trial.done":
+            break
+    return history
 
 
 def _check(place: cluster.Cluster, config: Config, layout: RunLayout, *, resuming: bool) -> None:

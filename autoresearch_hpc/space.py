@@ -10,13 +10,13 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoresearch_hpc.bounds import Bound
 from autoresearch_hpc.config import KnobDomain, KnobType, SpaceConfig
 from autoresearch_hpc.errors import ConfigError, KnobError
 from autoresearch_hpc.knobs import fit, no_such_knob
-from autoresearch_hpc.records import Knobs, KnobValue, knob_value
+from autoresearch_hpc.records import Knobs, KnobValue, Outcome, Proposal, knob_value
 
 __all__ = ["FIXED", "Domain", "Space", "around", "from_config", "round_float"]
 
@@ -139,6 +139,9 @@ class Space:
 
     domains: Mapping[str, Domain]
     bounds: tuple[Bound, ...] = ()
+    _heard: dict[str, tuple[Knobs, Proposal, Knobs | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # candidate -> its knobs and proposal, and what `setting` made of them
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -158,6 +161,18 @@ class Space:
         if not self.contains(settings):
             return None
         return {name: domain.canonical(settings[name]) for name, domain in self.domains.items()}
+
+    def setting(self, outcome: Outcome) -> Knobs | None:
+        """`canonical` of what a candidate ran with, knobs that travelled beside the script included.
+
+        Asked for again after every round, of all candidates so far: each is looked at once.
+        """
+        known = self._heard.get(outcome.candidate)
+        if known and known[0] is outcome.knobs and known[1] is outcome.proposal:
+            return known[2]
+        made = self.canonical({**outcome.knobs, **outcome.proposal.knobs})
+        self._heard[outcome.candidate] = outcome.knobs, outcome.proposal, made
+        return made
 
     def check(self, settings: Knobs, fixed: Knobs) -> list[str]:
         """The bounds that settings violate. `fixed` gives what bounds name beside settings: other knobs, SEQ_LEN...

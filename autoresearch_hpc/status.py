@@ -17,7 +17,7 @@ from autoresearch_hpc import lock, report
 from autoresearch_hpc.errors import AutoresearchError, ConfigError
 from autoresearch_hpc.exits import run
 from autoresearch_hpc.history import History
-from autoresearch_hpc.journal import read
+from autoresearch_hpc.journal import stream
 from autoresearch_hpc.layout import RunLayout, all_runs, find_run
 from autoresearch_hpc.live import screen
 from autoresearch_hpc.progress import Watch
@@ -119,7 +119,7 @@ def _of(settings: Settings) -> str:
 
 def _history(layout: RunLayout) -> History:
     try:
-        return History.replay(read(layout.journal))
+        return History.replay(stream(layout.journal))
     except OSError as error:
         raise ConfigError(f"cannot read {layout.journal}: {error.strerror}", "ask its owner for access") from error
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from autoresearch_hpc.agents.cube import fraction, value_at
-from autoresearch_hpc.agents.sampling import Sampler, Setting, effective
+from autoresearch_hpc.agents.sampling import Sampler, Setting
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
 from autoresearch_hpc.space import Space
@@ -97,11 +97,13 @@ class CmaEsAgent(Sampler):
         return [
             (point, worst if outcome.value is None else sign * outcome.value)
             for outcome in self._outcomes
-            if outcome.status not in _NO_FAULT and (point := self._point(effective(outcome))) is not None
+            if outcome.status not in _NO_FAULT and (point := self._place(self._space.setting(outcome))) is not None
         ]
 
     def _point(self, knobs: Knobs) -> list[float] | None:
-        setting = self._space.canonical(knobs)
+        return self._place(self._space.canonical(knobs))
+
+    def _place(self, setting: Knobs | None) -> list[float] | None:
         if setting is None:
             return None
         return [fraction(domain, setting[name]) for name, domain in self._space.domains.items()]

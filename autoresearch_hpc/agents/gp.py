@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch_hpc.agents.cube import fraction, num_cells, value_at
 from autoresearch_hpc.agents.gaussian import Process, most_probable
-from autoresearch_hpc.agents.sampling import Sampler, Setting, effective
+from autoresearch_hpc.agents.sampling import Sampler, Setting, memorable
 from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
 from autoresearch_hpc.space import Space
@@ -58,7 +58,8 @@ class GpAgent(Sampler):
         if len(values) < self._startup_trials or np.isnan(values).all():
             return
         rng = np.random.default_rng(self._rng(state).getrandbits(64))
-        model = self._model(places, values)
+        model, known = self._model(places, values), memorable(values.tolist())
+        places, values = places[known], values[known]
         best = float(model.mean(self._points(places)).min())  # a measured one may have been lucky
 
         def promise(pool: "Floats") -> "Floats":
@@ -119,10 +120,11 @@ class GpAgent(Sampler):
         lessons = slice(max(num - _LESSONS, 0), num)
         if np.isnan(values[lessons]).all():
             num, lessons = len(values), slice(len(values))
-        points = self._points(places)
         if num not in self._learned:
-            self._learned = {num: most_probable(points[lessons], _evened(values[lessons]))}
-        return Process(points, _evened(values), self._learned[num])
+            points = self._points(places[lessons])
+            self._learned = {num: most_probable(points, _evened(values[lessons]))}
+        known = memorable(values.tolist())
+        return Process(self._points(places[known]), _evened(values[known]), self._learned[num])
 
     def _history(self, direction: Direction) -> "tuple[Floats, Floats]":
         """Places (N, knobs) of past settings inside the space, values (N,) to minimize, NaN of what failed."""
@@ -131,13 +133,13 @@ class GpAgent(Sampler):
         sign = 1.0 if direction is Direction.min else -1.0
         rows, values = [], []
         for outcome in self._outcomes:
-            setting = self._space.canonical(effective(outcome))
+            setting = self._space.setting(outcome)
             if setting is not None and outcome.status not in _NO_FAULT:
                 rows.append(self._place(setting))
                 values.append(math.nan if outcome.value is None else sign * outcome.value)
         return np.array(rows).reshape(len(rows), len(self._domains)), np.array(values)
 
-    def _place(self, setting: Setting) -> list[float]:
+    def _place(self, setting: Knobs) -> list[float]:
         """In the unit cube."""
         return [fraction(domain, setting[name]) for name, domain in self._space.domains.items()]
 

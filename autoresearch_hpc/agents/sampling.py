@@ -1,7 +1,7 @@
 """What the samplers of a space share: what was tried, what may be proposed, and how a setting becomes a proposal."""
 
-import itertools
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,11 +9,12 @@ from autoresearch_hpc.agents.titles import changes
 from autoresearch_hpc.records import Knobs, KnobValue, Outcome, Proposal, SearchState
 from autoresearch_hpc.space import Space
 
-__all__ = ["Sampler", "Setting"]
+__all__ = ["Sampler", "Setting", "memorable"]
 
 _log = logging.getLogger(__name__)
 
 Setting = dict[str, KnobValue]
+_MOST = 1000  # outcomes that a model rests on: with more it takes seconds, and memory by their square
 _ENUMERABLE = 20_000  # spaces up to this size are searched to their last setting
 
 
@@ -34,6 +35,7 @@ class Sampler:
         self._fixed = fixed
         self._allow_repeats = allow_repeats
         self._outcomes: list[Outcome] = []
+        self._keys: dict[str, tuple[Knobs, Proposal, object]] = {}  # of candidates: worked out once
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
         if state.outcomes:  # of all, their newest values: an incumbent is run again beside later rounds
@@ -87,8 +89,16 @@ class Sampler:
         return not self._space.check(setting, {**self._fixed, **state.incumbent_knobs})
 
     def _tried(self, state: SearchState) -> set[object]:
-        past: Iterable[Knobs] = (effective(outcome) for outcome in self._outcomes)
-        return {self._key(knobs) for knobs in itertools.chain(past, [state.incumbent_knobs], self._pending(state))}
+        past = {self._key_of(outcome) for outcome in self._outcomes}
+        return past | {self._key(knobs) for knobs in [state.incumbent_knobs, *self._pending(state)]}
+
+    def _key_of(self, outcome: Outcome) -> object:
+        known = self._keys.get(outcome.candidate)
+        if known and known[0] is outcome.knobs and known[1] is outcome.proposal:
+            return known[2]
+        key = self._key(effective(outcome))
+        self._keys[outcome.candidate] = outcome.knobs, outcome.proposal, key
+        return key
 
     def _pending(self, state: SearchState) -> list[Setting]:
         """Settings of the space that are under way: no value is known of them yet."""
@@ -100,6 +110,18 @@ class Sampler:
         known = {name: knobs[name] for name in self._space.names if name in knobs}
         canonical = self._space.canonical(known) or known
         return tuple((name, repr(value)) for name, value in canonical.items())
+
+
+def memorable(values: Sequence[float]) -> list[int]:
+    """Which outcomes to model, in order: all, or of very many the newest half and the best of the others.
+
+    Of these values, the smallest are best; NaN is none.
+    """
+    if len(values) <= _MOST:
+        return list(range(len(values)))
+    older = len(values) - _MOST // 2
+    best = sorted(range(older), key=lambda i: (math.isnan(values[i]), values[i]))[: _MOST // 2]
+    return [*sorted(best), *range(older, len(values))]
 
 
 def effective(outcome: Outcome) -> Knobs:

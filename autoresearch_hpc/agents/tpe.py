@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from autoresearch_hpc.agents.sampling import Sampler, Setting, effective
+from autoresearch_hpc.agents.sampling import Sampler, Setting, memorable
 from autoresearch_hpc.config import KnobType
 from autoresearch_hpc.records import Direction, Knobs, SearchState, Status
 from autoresearch_hpc.space import Domain, Space
@@ -75,7 +75,7 @@ class TpeAgent(Sampler):
         )
         return study
 
-    def _params(self, setting: Setting) -> dict[str, Any]:
+    def _params(self, setting: Knobs) -> dict[str, Any]:
         return {name: _to_model(domain, setting[name]) for name, domain in self._space.domains.items()}
 
     def _history(self, direction: Direction) -> list[tuple[dict[str, Any], float]]:
@@ -88,11 +88,12 @@ class TpeAgent(Sampler):
         worst = max(measured, default=0.0)
         history = []
         for outcome in self._outcomes:
-            setting = self._space.canonical(effective(outcome))
+            setting = self._space.setting(outcome)
             if setting is None or outcome.status in _NO_FAULT:
                 continue
-            history.append((self._params(setting), worst if outcome.value is None else sign * outcome.value))
-        return history
+            history.append((setting, worst if outcome.value is None else sign * outcome.value))
+        kept = memorable([value for _, value in history])
+        return [(self._params(setting), value) for setting, value in (history[i] for i in kept)]
 
 
 def _distribution(domain: Domain) -> "optuna.distributions.BaseDistribution":

@@ -74,7 +74,7 @@ class Watcher:
     def charges(self, jobs: Collection[str]) -> dict[str, float]:
         """GPU-seconds of these jobs, which have ended, as far as they are known."""
         with self._news:
-            missing = set(jobs) - set(self._charges)
+            missing = {job for job in jobs if job not in self._charges}
             if missing and not self._accounting.off:
                 self._show_interest()
             new, self._owed = missing - self._owed, missing

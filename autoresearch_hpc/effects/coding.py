@@ -54,7 +54,7 @@ class Coding:
             if domain.type is KnobType.choice:
                 codes += _of_choices(name, domain, values)
             elif len(set(values)) > 1:
-                first, last = (end(values, key=domain.position) for end in (min, max))
+                first, last = min(values), max(values)  # type: ignore[type-var]
                 low, high = domain.position(first), domain.position(last)
                 factor = Factor(name=name, low=str(first), high=str(last))
                 codes.append(Code(name=name, knob=name, domain=domain, low=low, high=high, choice=None, factor=factor))
@@ -75,7 +75,7 @@ def comparable(outcomes: Sequence[Outcome], space: Space) -> list[tuple[Knobs, O
     """
     found: list[tuple[Knobs, Outcome]] = []
     for outcome in outcomes:
-        setting = space.canonical({**outcome.knobs, **outcome.proposal.knobs})
+        setting = space.setting(outcome)
         if outcome.proposal.files:
             if outcome.verdict is not Verdict.KEEP:
                 continue

@@ -19,7 +19,7 @@ import statistics
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autoresearch_hpc.effects.coding import Coding, comparable
 from autoresearch_hpc.estimates import SIGNIFICANT, Effect, Effects, Term
@@ -80,15 +80,16 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     y = np.array([value for _, value, _ in good])
     weights = np.array([float(max(o.num_trials, 1)) for _, _, o in good])
     blocks = _blocks([o.kind for _, _, o in good])
-    taken, aliases, lost = _choose(_columns(coding, settings, y), blocks, weights)
+    rows = [coding.row(setting) for setting in settings]
+    taken, aliases, lost = _choose(_columns(coding, rows, y), blocks, weights)
     if not taken:
         return None
     fitted = _least_squares(y, [*blocks, *(column.values for column in taken)], weights)
-    groups = [(o.kind, *coding.row(setting).values()) for setting, _, o in good]
+    groups = [(o.kind, *row.values()) for row, (_, _, o) in zip(rows, good, strict=True)]
     first = 1 + len(blocks)
     error = _error(fitted, first, y, weights, groups, noise)
     effects = tuple(
-        _effect(column, float(fitted.params[i]), float(fitted.normalized_cov_params[i, i]), error, aliases[column.name])
+        _effect(column, float(fitted.params[i]), float(fitted.covariance[i, i]), error, aliases[column.name])
         for i, column in enumerate(taken, start=first)
     )
     record = Effects(
@@ -106,11 +107,10 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     return Model(coding=coding, effects=record)
 
 
-def _columns(coding: Coding, settings: Sequence[Knobs], y: "Vector") -> list[_Column]:
+def _columns(coding: Coding, rows: Sequence[Mapping[str, float]], y: "Vector") -> list[_Column]:
     """All terms that could be, mains first; of interactions those first whose knobs have large effects themselves."""
     import numpy as np
 
-    rows = [coding.row(setting) for setting in settings]
     coded = {code.name: np.array([row[code.name] for row in rows]) for code in coding.codes}
     mains = [_Column(term=Term.main, factors=(name,), values=values) for name, values in coded.items()]
     squares = [
@@ -191,12 +191,23 @@ def _choose(
     return taken, {name: tuple(names) for name, names in aliases.items()}, lost
 
 
-def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> Any:
-    import numpy as np
-    import statsmodels.api as sm
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    """`covariance` is the parameters' for errors of variance 1, `ssr` the weighted sum of squared residuals."""
 
-    matrix = np.column_stack([np.ones(len(y)), *columns])
-    return sm.WLS(y, matrix, weights=weights).fit()
+    params: "Vector"
+    covariance: "Vector"
+    ssr: float
+
+
+def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> _Fitted:
+    """As statsmodels' WLS does it, whose import takes a second and 100 MB: by the pseudo-inverse."""
+    import numpy as np
+
+    matrix, root = np.column_stack([np.ones(len(y)), *columns]), np.sqrt(weights)
+    inverse = np.linalg.pinv(matrix * root[:, None], rcond=1e-15)
+    params = inverse @ (y * root)
+    return _Fitted(params=params, covariance=inverse @ inverse.T, ssr=float(weights @ (y - matrix @ params) ** 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,15 +221,18 @@ class _Error:
 
 
 def _error(
-    fitted: Any, first: int, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None
+    fitted: _Fitted, first: int, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None
 ) -> _Error:
     import numpy as np
-    from scipy import stats
+    from scipy.special import fdtrc
 
-    pure, pure_df = 0.0, float(len(groups) - len(set(groups)))
-    for group in set(groups):
-        own = np.array([g == group for g in groups])
-        pure += float(weights[own] @ (y[own] - np.average(y[own], weights=weights[own])) ** 2)
+    members: dict[object, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    pure, pure_df = 0.0, float(len(groups) - len(members))
+    for own in members.values():
+        if len(own) > 1:  # else it says nothing of the error
+            pure += float(weights[own] @ (y[own] - np.average(y[own], weights=weights[own])) ** 2)
     left, left_df = float(fitted.ssr), float(len(y) - len(fitted.params))
     unexplained, unexplained_df = max(left - pure, 0.0), left_df - pure_df
     known = noise is not None and noise.known and noise.sd > 0
@@ -230,7 +244,7 @@ def _error(
         variance = total / total_df
         source = " and ".join(["replicates"] * bool(pure_df) + ["the run's noise"] * known)
         if unexplained_df > 0:
-            odds = float(stats.f.sf(unexplained / unexplained_df / variance, unexplained_df, total_df))
+            odds = float(fdtrc(unexplained_df, total_df, unexplained / unexplained_df / variance))
         if odds is None or odds >= SIGNIFICANT or left_df < _FEW:
             return _Error(sd=math.sqrt(variance), df=total_df, source=source, lack_of_fit=odds)
     if left_df >= _FEW:
@@ -239,11 +253,11 @@ def _error(
     return _lenth(fitted, first, odds)
 
 
-def _lenth(fitted: Any, first: int, lack_of_fit: float | None) -> _Error:
+def _lenth(fitted: _Fitted, first: int, lack_of_fit: float | None) -> _Error:
     """From the effects themselves, the parameters from `first` on, where all are of one precision."""
     import numpy as np
 
-    precision = np.sqrt(np.diag(fitted.normalized_cov_params)[first:])
+    precision = np.sqrt(np.diag(fitted.covariance)[first:])
     sizes = np.abs(np.asarray(fitted.params)[first:]) / precision  # each is of the standard deviation of one trial
     if len(sizes) < 7:
         return _Error(sd=None, df=0.0, source="", lack_of_fit=lack_of_fit)
@@ -254,14 +268,14 @@ def _lenth(fitted: Any, first: int, lack_of_fit: float | None) -> _Error:
 
 
 def _effect(column: _Column, coefficient: float, variance: float, error: _Error, aliases: tuple[str, ...]) -> Effect:
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit
 
     scale = 1.0 if column.term is Term.curvature else 2.0
     margin = p = None
     if error.sd is not None and error.df:
         standard = error.sd * math.sqrt(variance)
-        margin = scale * standard * float(stats.t.ppf(0.975, error.df))
-        p = float(2 * stats.t.sf(abs(coefficient) / standard, error.df))
+        margin = scale * standard * float(stdtrit(error.df, 0.975))
+        p = float(2 * stdtr(error.df, -abs(coefficient) / standard))
     return Effect(
         term=column.term, factors=column.factors, estimate=scale * coefficient, margin=margin, p=p, aliases=aliases
     )

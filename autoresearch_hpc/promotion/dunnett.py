@@ -10,11 +10,13 @@ Source: Dunnett 1955, "A multiple comparison procedure for comparing several tre
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import gammainccinv, gammaincinv, ndtr, stdtr, stdtrit
+if TYPE_CHECKING:  # scipy takes half a second to come: only who judges pays for it
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 __all__ = ["critical", "p_value"]
 
@@ -26,6 +28,8 @@ def p_value(t: float, k: int, n: int, n0: int, df: float) -> float:
 
     df may be infinite (known noise). Raises ValueError where there is nothing to compare.
     """
+    from scipy.special import ndtr, stdtr
+
     if k < 1 or n < 1 or n0 < 1 or not df > 0:
         raise ValueError(f"no comparison: k={k}, n={n}, n0={n0}, df={df}")
     if k == 1:
@@ -41,6 +45,8 @@ def p_value(t: float, k: int, n: int, n0: int, df: float) -> float:
 @functools.lru_cache(maxsize=65536)
 def critical(alpha: float, k: int, n: int, n0: int, df: float) -> float:
     """The value that the largest of k statistics reaches with chance alpha."""
+    from scipy.optimize import brentq
+
     single = _single(alpha, df)
     if k == 1:
         return single
@@ -50,20 +56,27 @@ def critical(alpha: float, k: int, n: int, n0: int, df: float) -> float:
 
 def _single(alpha: float, df: float) -> float:
     """Student's one-sided critical value; the normal's for known noise."""
+    from scipy.special import stdtrit
+
     return -float(stdtrit(min(df, 1e12), alpha))
 
 
 @functools.cache
-def _normal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _normal() -> "tuple[Floats, Floats]":
     """Equal steps: the trapezoidal rule converges exponentially for smooth integrands that vanish at both ends."""
+    import numpy as np
+
     nodes = np.linspace(-_REACH, _REACH, _NODES)
     weights = np.exp(-(nodes**2) / 2)
     return nodes, weights / weights.sum()
 
 
 @functools.lru_cache(maxsize=4096)
-def _scale(df: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _scale(df: float) -> "tuple[Floats, Floats]":
     """Nodes and weights of S / sigma, which is sqrt(chi-square(df) / df), by way of a normal variable."""
+    import numpy as np
+    from scipy.special import gammainccinv, gammaincinv, ndtr
+
     if math.isinf(df):
         return np.ones(1), np.ones(1)
     nodes, weights = _normal()

@@ -15,9 +15,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.special import stdtrit
-
 from autoresearch_hpc.gains import Gain, Noise
 from autoresearch_hpc.promotion.samples import Difference
 
@@ -55,6 +52,8 @@ def effect_prior(differences: Iterable[Difference], noise: Noise) -> Prior | Non
 
     Every normal starts with one effect to its credit, so that a run's first few do not decide alone.
     """
+    import numpy as np
+
     if not noise.known or noise.sd == 0:
         return None
     near = [d for d in differences if 0 < d.se < math.inf and d.t > _BEHIND]
@@ -73,6 +72,8 @@ def effect_prior(differences: Iterable[Difference], noise: Noise) -> Prior | Non
 
 def shrink(observed: Difference, prior: Prior | None, noise: Noise) -> Effect | None:
     """The effect to report; None where nothing is known of the noise."""
+    import numpy as np
+
     if not noise.known:
         return None
     if prior is None or observed.se == 0:
@@ -104,4 +105,6 @@ def as_gain(observed: Difference, df: float, effect: Effect | None = None) -> Ga
 
 def interval(se: float, df: float) -> float:
     """Half the width of the two-sided 95 % interval."""
+    from scipy.special import stdtrit
+
     return se * float(stdtrit(min(df, 1e12), 0.975))

@@ -50,7 +50,8 @@ def pool(groups: Sequence[Replicates], prior: KnownNoise | None = None) -> Noise
     if len(kinds) > 1:
         raise ValueError(f"replicates of {' and '.join(kinds)} do not compare")
     kind = kinds[0] if kinds else ""
-    squares = [(value - mean(group.values)) ** 2 for group in groups for value in group.values]
+    several = [(group.values, mean(group.values)) for group in groups if len(group.values) > 1]
+    squares = [(value - middle) ** 2 for values, middle in several for value in values]
     measured = sum(max(0, len(group.values) - 1) for group in groups)
     total, df = math.fsum(squares), float(measured)
     if prior:

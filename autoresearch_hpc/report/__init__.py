@@ -10,19 +10,10 @@ from typing import IO
 
 from autoresearch_hpc.history import History
 from autoresearch_hpc.layout import RunLayout
-from autoresearch_hpc.report import tables
 from autoresearch_hpc.report.settings import Settings, read_settings
+from autoresearch_hpc.report.tables import Tables
 
-__all__ = ["places", "print_summary", "write_all", "write_tables"]
-
-
-def write_tables(history: History, layout: RunLayout) -> None:
-    """results.tsv, candidates.csv and trials.csv; effects.csv once effects of knobs are known."""
-    tables.write_results_tsv(history, layout.results_tsv)
-    tables.write_candidates_csv(history, layout.candidates_csv)
-    tables.write_trials_csv(history, layout.trials_csv)
-    if history.effects:
-        tables.write_effects_csv(history.effects, layout.effects_csv)
+__all__ = ["Tables", "places", "print_summary", "write_all"]
 
 
 def write_all(history: History, layout: RunLayout, settings: Settings | None = None) -> None:
@@ -34,7 +25,7 @@ def write_all(history: History, layout: RunLayout, settings: Settings | None = N
     from autoresearch_hpc.report.html import write_report_html
     from autoresearch_hpc.report.plots import write_progress_png
 
-    write_tables(history, layout)
+    Tables().write(history, layout)
     write_progress_png(history, layout.progress_png)
     if history.effects:
         write_effects_png(history.effects, history.metric, history.direction, layout.effects_png)

@@ -8,7 +8,7 @@ from autoresearch_hpc import report
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.exits import run
 from autoresearch_hpc.history import History
-from autoresearch_hpc.journal import read
+from autoresearch_hpc.journal import stream
 from autoresearch_hpc.layout import find_run
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def make() -> None:
         layout = find_run(options.run, options.runs_dir)
-        history = History.replay(read(layout.journal))
+        history = History.replay(stream(layout.journal))
         try:
             report.write_all(history, layout)
         except OSError as error:

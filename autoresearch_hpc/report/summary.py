@@ -8,11 +8,11 @@ candidate has several: it is OK if one of them is, and its value is the mean of 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from autoresearch_hpc.gains import NEAR_MISS, Comparison, Gain, Noise
-from autoresearch_hpc.history import Entry, History, Round, Trial
+from autoresearch_hpc.history import Entry, History, Round
 from autoresearch_hpc.records import Direction, Status, Verdict, candidate_id
 from autoresearch_hpc.report.settings import Settings
 from autoresearch_hpc.report.tables import one_line
@@ -81,22 +81,16 @@ class TierUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What a run did, cost and found. Times in seconds; None where nothing can be said yet."""
+class Figures:
+    """What a run has come to and used, without a look at every candidate. Times in seconds; None: nothing is known."""
 
     tag: str
     metric: str
     direction: Direction
-    rounds: tuple[RoundSummary, ...]
-    num_experiments: int  # candidates with a result
-    num_trials: int  # their executions, repeated ones included
-    statuses: Mapping[Status, int]  # of candidates
+    num_trials: int  # that ended, repeated ones included
     active_s: float  # controllers at work
-    elapsed_s: float  # first to last event, interruptions included
     trial_s: float  # all trials, dropped ones included
     gpu_s: float  # of these, with a GPU
-    sequential_s: float  # the trials that counted, one after another
-    train_s: float
     cost_usd: float | None  # None where the cluster has no price
     tiers: tuple[TierUse, ...]  # where there are several
     num_slots: int | None  # GPUs at most at once, where that was said
@@ -111,9 +105,26 @@ class Summary:
     leading_trials: int
     leading_candidate: str | None
     over_baseline: Gain | None  # as of the last judgement
+    kept: tuple[tuple[str, Gain], ...]  # every winner and its gain on the incumbent before it, as it was judged
+
+    @property
+    def moved(self) -> bool:
+        """Whether the best is another than the baseline."""
+        return self.best_candidate not in (None, candidate_id(0, 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Figures):
+    """What a run did, cost and found: the figures, and what is counted over all of its candidates."""
+
+    rounds: tuple[RoundSummary, ...]
+    num_experiments: int  # candidates with a result
+    statuses: Mapping[Status, int]  # of candidates
+    elapsed_s: float  # first to last event, interruptions included
+    sequential_s: float  # the trials that counted, one after another
+    train_s: float
     pauses: tuple[Pause, ...]  # between rounds, where one controller saw both
     thinking: Thinking | None  # None where the agent calls nothing
-    kept: tuple[tuple[str, Gain], ...]  # every winner and its gain on the incumbent before it, as it was judged
 
     @property
     def num_failed(self) -> int:
@@ -133,39 +144,25 @@ class Summary:
         """The fraction of the slots' time, while a controller was at work, in which a trial ran."""
         return self.trial_s / (self.num_slots * self.active_s) if self.num_slots and self.active_s > 0 else None
 
-    @property
-    def moved(self) -> bool:
-        """Whether the best is another than the baseline."""
-        return self.best_candidate not in (None, candidate_id(0, 0))
 
+def figures(history: History, settings: Settings | None = None, now: datetime | None = None) -> Figures:
+    """The figures so far. `now` is given while a controller is at work: its last event may be some time ago.
 
-def summarize(history: History, settings: Settings | None = None, now: datetime | None = None) -> Summary:
-    """The figures so far. `now` is given while a controller is at work: its last event may be some time ago."""
-    settings = settings or Settings()
-    shown = [entry.result for entry in history.entries() if entry.result]
-    counted = [result for entry in history.entries() for result in entry.results]
-    ended = [trial for trial in history.trials() if trial.result]
-    trial_s = sum(trial.held_s for trial in ended)
-    baseline = history.find("baseline")
-    incumbent = history.incumbent
+    As cheap after 10,000 trials as after ten.
+    """
+    settings, tally = settings or Settings(), history.tally
+    baseline, incumbent, leading = history.find("baseline"), history.incumbent, _leading(history)
     best = history.entry(incumbent.candidate) if incumbent else None
-    leading = _leading(history)
-    return Summary(
+    return Figures(
         tag=history.tag,
         metric=history.metric,
         direction=history.direction,
-        rounds=tuple(_round(history, round_) for round_ in history.rounds),
-        num_experiments=len(shown),
-        num_trials=len(ended),
-        statuses=Counter(result.status for result in shown),
+        num_trials=tally.num_ended.total(),
         active_s=_active_s(history, now),
-        elapsed_s=_between(history.started_at, now.isoformat() if now else history.last_at),
-        trial_s=trial_s,
-        gpu_s=sum(t.gpu_s if t.gpu_s is not None else t.held_s * t.result.gpu.count for t in ended if t.result),
-        sequential_s=sum(result.phases.total_s or 0.0 for result in counted),
-        train_s=sum(result.phases.train_s or 0.0 for result in counted),
-        cost_usd=_cost(ended, settings),
-        tiers=tuple(_tiers(ended, settings)),
+        trial_s=sum(tally.held_s.values()),
+        gpu_s=tally.on_gpu_s,
+        cost_usd=_cost(tally.held_s, settings),
+        tiers=tuple(_tiers(history, settings)),
         num_slots=settings.num_slots,
         noise=history.noise,
         baseline=baseline.value if baseline else None,
@@ -178,31 +175,48 @@ def summarize(history: History, settings: Settings | None = None, now: datetime 
         leading_trials=len(leading.values) if leading else 0,
         leading_candidate=leading.id if leading else None,
         over_baseline=history.over_baseline,
-        pauses=tuple(_pauses(history)),
-        thinking=_thinking(history),
         kept=tuple(_kept(history)),
     )
 
 
-def _cost(trials: Sequence[Trial], settings: Settings) -> float | None:
-    prices = [settings.price(trial.tier) for trial in trials] or [settings.price_per_gpu_hour]
+def summarize(history: History, settings: Settings | None = None, now: datetime | None = None) -> Summary:
+    """All that is told of a run in the end; `now` as of `figures`."""
+    shown = [entry.result for entry in history.entries() if entry.result]
+    counted = [result for entry in history.entries() for result in entry.results]
+    known = figures(history, settings, now)
+    return Summary(
+        **{field.name: getattr(known, field.name) for field in fields(known)},
+        rounds=tuple(_round(history, round_) for round_ in history.rounds),
+        num_experiments=len(shown),
+        statuses=Counter(result.status for result in shown),
+        elapsed_s=_between(history.started_at, now.isoformat() if now else history.last_at),
+        sequential_s=sum(result.phases.total_s or 0.0 for result in counted),
+        train_s=sum(result.phases.train_s or 0.0 for result in counted),
+        pauses=tuple(_pauses(history)),
+        thinking=_thinking(history),
+    )
+
+
+def _cost(held_s: Mapping[str, float], settings: Settings) -> float | None:
+    prices = [settings.price(tier) for tier in held_s] or [settings.price_per_gpu_hour]
     if not any(prices):
         return None
-    return sum(trial.held_s * price for trial, price in zip(trials, prices, strict=False)) / 3600
+    return sum(seconds * settings.price(tier) for tier, seconds in held_s.items()) / 3600
 
 
-def _tiers(trials: Sequence[Trial], settings: Settings) -> Iterator[TierUse]:
-    names = dict.fromkeys(trial.tier for trial in trials)
+def _tiers(history: History, settings: Settings) -> Iterator[TierUse]:
+    held_s, ended = history.tally.held_s, history.tally.num_ended
+    names = sorted(name for name in held_s if ended[name])
     for name in names if len(names) > 1 else ():
-        mine = [trial for trial in trials if trial.tier == name]
-        held_s = sum(trial.held_s for trial in mine)
-        yield TierUse(tier=name, num_trials=len(mine), trial_s=held_s, cost_usd=_cost(mine, settings))
+        cost_usd = _cost({name: held_s[name]}, settings)
+        yield TierUse(tier=name, num_trials=ended[name], trial_s=held_s[name], cost_usd=cost_usd)
 
 
 def base_of(history: History, commit: str) -> str:
     """The candidate whose commit this is; "start" for the repository's own commit; else the commit, shortened."""
-    known = next((e.id for e in history.entries() if e.candidate and e.candidate.commit == commit), None)
-    return known or ("start" if commit == history.start_commit else commit[:7])
+    if known := history.tally.by_commit.get(commit):
+        return known.id
+    return "start" if commit == history.start_commit else commit[:7]
 
 
 def _round(history: History, round_: Round) -> RoundSummary:
@@ -227,18 +241,17 @@ def _round(history: History, round_: Round) -> RoundSummary:
 
 def _best(entries: Sequence[Entry], direction: Direction) -> Entry | None:
     """Of those that were run on the tier that decides, if any were: other values do not compare with theirs."""
-    best: Entry | None = None
-    for entry in [e for e in entries if e.decided and e.value is not None] or entries:
-        if entry.value is not None and (
-            best is None or best.value is None or direction.better(entry.value, best.value)
-        ):
-            best = entry
-    return best
+    valued = [(entry, value) for entry in entries if (value := entry.value) is not None]
+    best: tuple[Entry, float] | None = None
+    for entry, value in [each for each in valued if each[0].decided] or valued:
+        if best is None or direction.better(value, best[1]):
+            best = entry, value
+    return best[0] if best else None
 
 
 def _leading(history: History) -> Entry | None:
     """The best of the rounds that are still going on, where it beats the incumbent."""
-    going_on = [e for round_ in history.rounds if not round_.judged for e in round_.entries.values() if e.decided]
+    going_on = [e for round_ in history.open_rounds if not round_.judged for e in round_.entries.values() if e.decided]
     entry = _best(going_on, history.direction)
     if entry is None or entry.value is None:
         return None
@@ -247,8 +260,8 @@ def _leading(history: History) -> Entry | None:
 
 
 def _kept(history: History) -> Iterator[tuple[str, Gain]]:
-    for entry in history.entries():
-        if entry.verdict is Verdict.KEEP and entry.finding and entry.finding.gain:
+    for entry in history.kept:
+        if entry.finding and entry.finding.gain:
             yield entry.id, entry.finding.gain
 
 

@@ -17,18 +17,20 @@ if there were none. `aliases` are terms that the trials could not tell from it.
 
 import csv
 import dataclasses
+import functools
 import io
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.estimates import Effect, Effects, Term
 from autoresearch_hpc.files import write_text_atomic
 from autoresearch_hpc.gains import Comparison
-from autoresearch_hpc.history import Entry, History, Round
-from autoresearch_hpc.records import TrialResult, to_json
+from autoresearch_hpc.history import Entry, History, Round, Trial
+from autoresearch_hpc.layout import RunLayout
+from autoresearch_hpc.records import TrialResult
 from autoresearch_hpc.report import formats
 
 _CANDIDATE_COLUMNS = (
@@ -39,40 +41,71 @@ _CANDIDATE_COLUMNS = (
 _EFFECT_COLUMNS = ("effect", "term", "low", "high", "estimate", "estimate_low", "estimate_high", "p", "aliases")
 
 
-def write_results_tsv(history: History, path: Path) -> None:
-    """One line per judged candidate, in order."""
-    lines = [f"commit\t{one_line(history.metric)}\tmemory_gb\tstatus\tdescription"]
-    lines += [_result_line(entry) for entry in history.entries() if entry.verdict]
-    write_text_atomic(path, "\n".join(lines) + "\n")
+class Tables:
+    """The tables of one run, written again after every round. What has not changed of a candidate is told as before."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Entry, int, _Told]] = {}
+
+    def write(self, history: History, layout: RunLayout) -> None:
+        """results.tsv, candidates.csv and trials.csv; effects.csv once effects of knobs are known."""
+        told = [self._told(round_, entry) for round_ in history.rounds for entry in round_.entries.values()]
+        head = f"commit\t{one_line(history.metric)}\tmemory_gb\tstatus\tdescription\n"
+        write_text_atomic(layout.results_tsv, "".join([head, *(each.result for each in told)]))
+        errors: dict[int, str] = {}  # of means over so many trials
+        noise = history.noise
+        for number in {each.num_trials for each in told}:
+            errors[number] = formats.difference(noise.standard_error(number) if noise else None)
+        lines = (f"{each.before_error}{errors[each.num_trials]}{each.after_error}" for each in told)
+        write_text_atomic(layout.candidates_csv, "".join([_line(_CANDIDATE_COLUMNS), *lines]))
+        head = _line([*_columns(TrialResult), "title", "verdict", "dropped"])
+        write_text_atomic(layout.trials_csv, "".join([head, *(each.trials for each in told)]))
+        if history.effects:
+            write_effects_csv(history.effects, layout.effects_csv)
+
+    def _told(self, round_: Round, entry: Entry) -> "_Told":
+        known = self._known.get(entry.id)
+        if known and known[0] is entry and known[1] == entry.version:
+            return known[2]
+        told = _Told.of(round_, entry)
+        self._known[entry.id] = entry, entry.version, told
+        return told
 
 
-def write_candidates_csv(history: History, path: Path) -> None:
-    """One line per candidate, in order."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """A candidate's lines. The standard error in candidates.csv is by the noise of the whole run, so it is left out."""
+
+    result: str  # of results.tsv, once it is judged
+    before_error: str
+    after_error: str
+    num_trials: int
+    trials: str
+
+    @classmethod
+    def of(cls, round_: Round, entry: Entry) -> "_Told":
+        row = _candidate_row(round_, entry)
+        cells = [row.get(column, "") for column in _CANDIDATE_COLUMNS]
+        error = _CANDIDATE_COLUMNS.index("standard_error")
+        return cls(
+            result=f"{_result_line(entry)}\n" if entry.verdict else "",
+            before_error=_line(cells[:error]).removesuffix("\n") + ",",
+            after_error="," + _line(cells[error + 1 :]),
+            num_trials=len(entry.values),
+            trials="".join(_trial_line(entry, trial) for trial in entry.trials if trial.result),
+        )
+
+
+def _trial_line(entry: Entry, trial: Trial) -> str:
+    verdict = entry.verdict if trial.dropped is None else None
+    return _line([*_cells(TrialResult, trial.result), entry.proposal.title, verdict, trial.dropped])
+
+
+def _line(cells: Iterable[object]) -> str:
+    """Of a CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _CANDIDATE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for round_ in history.rounds:
-        for entry in round_.entries.values():
-            writer.writerow(_candidate_row(history, round_, entry))
-    write_text_atomic(path, text.getvalue())
-
-
-def write_trials_csv(history: History, path: Path) -> None:
-    """One line per trial that has a result, dropped ones included."""
-    columns = [*_columns(TrialResult), "title", "verdict", "dropped"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for entry in history.entries():
-        for trial in entry.trials:
-            if trial.result is None:
-                continue
-            row = dict(_flat(to_json(trial.result), columns))
-            counts = trial.dropped is None
-            row |= {"title": entry.proposal.title, "dropped": trial.dropped}
-            row |= {"verdict": str(entry.verdict) if counts and entry.verdict else None}
-            writer.writerow(row)
-    write_text_atomic(path, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
 
 
 def write_effects_csv(effects: Effects, path: Path) -> None:
@@ -109,7 +142,7 @@ def _result_line(entry: Entry) -> str:
     return "\t".join((commit, formats.value(entry.value), memory, str(entry.verdict), description))
 
 
-def _candidate_row(history: History, round_: Round, entry: Entry) -> dict[str, object]:
+def _candidate_row(round_: Round, entry: Entry) -> dict[str, object]:
     found = entry.finding or Comparison(call="")
     row: dict[str, object] = {
         "candidate": entry.id,
@@ -118,7 +151,6 @@ def _candidate_row(history: History, round_: Round, entry: Entry) -> dict[str, o
         "verdict": str(entry.verdict or ""),
         "num_trials": len(entry.values),
         "value": formats.value(entry.value),
-        "standard_error": formats.difference(history.standard_error(entry)),
         "p": "" if found.p is None else f"{found.p:.6f}",
         "k": found.k or "",
         "call": found.call,
@@ -138,21 +170,29 @@ def _interval(name: str, middle: float | None, margin: float | None) -> dict[str
 
 def _columns(record: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of a record's fields, those of optional records inside it too."""
-    hints = typing.get_type_hints(record)
+    for name, inner in _fields(record):
+        if inner:
+            yield from _columns(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _cells(record: Any, value: object) -> Iterator[object]:
+    """What stands in these columns; nothing in those of a record that is not there."""
+    for name, inner in _fields(record):
+        field = getattr(value, name, None)
+        if inner:
+            yield from _cells(inner, field)
+        else:
+            yield field
+
+
+@functools.cache
+def _fields(record: Any) -> tuple[tuple[str, Any], ...]:
+    """A record's fields, each with the record that it holds, if it holds one."""
+    hints, found = typing.get_type_hints(record), []
     for field in dataclasses.fields(record):
         hint = hints[field.name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        inner = next((part for part in parts if dataclasses.is_dataclass(part)), None)
-        if inner:
-            yield from _columns(inner, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
-
-
-def _flat(payload: dict[str, Any], columns: list[str]) -> Iterator[tuple[str, object]]:
-    for column in columns:
-        value: Any = payload
-        for key in column.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            yield column, value
+        found.append((field.name, next((part for part in parts if dataclasses.is_dataclass(part)), None)))
+    return tuple(found)

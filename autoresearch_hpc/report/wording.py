@@ -14,7 +14,7 @@ from autoresearch_hpc.gains import Noise
 from autoresearch_hpc.records import Status
 from autoresearch_hpc.report import formats
 from autoresearch_hpc.report.columns import Columns
-from autoresearch_hpc.report.summary import RoundSummary, Summary
+from autoresearch_hpc.report.summary import Figures, RoundSummary, Summary
 
 _MAX_KEPT_SHOWN = 8
 
@@ -52,7 +52,7 @@ def standing(candidate: str, num_trials: int, noise: Noise | None) -> str:
     return f"{candidate}, {formats.count(num_trials, 'trial')}{spread}"
 
 
-def kept_lines(summary: Summary, most: int) -> Iterator[tuple[str, str]]:
+def kept_lines(summary: Figures, most: int) -> Iterator[tuple[str, str]]:
     """The newest winners and their gains, in order; of those whose noise was unknown there is nothing to say."""
     known = [(id_, gain) for id_, gain in summary.kept if gain.margin is not None]
     if len(known) > most:

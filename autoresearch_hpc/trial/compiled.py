@@ -11,7 +11,6 @@ long (`scratch`), as those of the places in them are. Where they are not, it is 
 """
 
 import hashlib
-import importlib.metadata
 import io
 import logging
 import os
@@ -20,6 +19,7 @@ import uuid
 from pathlib import Path
 
 from autoresearch_hpc.records import TrialSpec
+from autoresearch_hpc.trial.facts import torch_version
 from autoresearch_hpc.trial.integrity import harness_sha256
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def store(spec: TrialSpec, gpu_name: str | None) -> Path | None:
     """Where this kind of node finds and leaves them; None where nothing worth keeping is compiled."""
     if spec.inbox is None or spec.device == "cpu" or gpu_name is None:
         return None
-    parts = (harness_sha256(), importlib.metadata.version("torch"), gpu_name)
+    parts = (harness_sha256(), torch_version(), gpu_name)
     return Path(spec.inbox).parent / "compiled" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.tar"
 
 

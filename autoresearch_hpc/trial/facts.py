@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,19 @@ def slurm_job() -> SlurmJob | None:
         gres=env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS"),
         nodelist=env.get("SLURM_JOB_NODELIST"),
     )
+
+
+def torch_version() -> str:
+    """Of the torch that is installed here, by the name of its metadata.
+
+    importlib.metadata, which is asked where there is no such name, brings forty modules of the email package.
+    """
+    for entry in sys.path:
+        for found in Path(entry).glob("torch-*.dist-info"):
+            return found.name.removeprefix("torch-").removesuffix(".dist-info")
+    import importlib.metadata
+
+    return importlib.metadata.version("torch")
 
 
 def job_id() -> str | None:

@@ -53,7 +53,7 @@ class Watched:
 
     def __init__(self, spec: TrialSpec) -> None:
         self._src = {Path(spec.src) / name: sha for name, sha in spec.src_sha256.items()}
-        self._harness = harness_sha256()
+        self._harness = spec.harness_sha256 or harness_sha256()  # the worker has just found the former to be so
         self._data = _stamps(Path(spec.data_dir)) if spec.data_dir else {}
 
     def changed(self) -> str | None:

@@ -9,7 +9,6 @@ Exit status 0, or 74 where the filesystem did not give the files, or take the cl
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -264,7 +263,7 @@ def _result(
         started_at=started_at,
         ended_at=_now(),
         gpu=gpu,
-        torch=importlib.metadata.version("torch"),
+        torch=facts.torch_version(),
         slurm=facts.slurm_job(),
         phases=Phases(
             queue_s=queue_s,

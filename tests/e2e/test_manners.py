@@ -98,6 +98,24 @@ def test_a_hangup_while_output_goes_to_a_file_changes_nothing(local: Callable[..
     assert "autoresearch/one" in out
 
 
+def test_a_controller_never_imports_torch(local: Callable[..., Toy]) -> None:
+    """From its start to its report, rounds, judgements and the effects of knobs included: login nodes have no room."""
+    toy = local(k=9, rounds=1, sleep_s=0, decide="significant", noise=0.1)
+    program = (
+        "import runpy, sys\n"
+        "try: runpy.run_module('autoresearch_hpc', run_name='__main__', alter_sys=True)\n"
+        "finally: print('imported', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    words = [sys.executable, "-c", program, *toy.words("light")]
+    env = {**os.environ, "TRAINED": str(toy.trained_log)}
+    done = subprocess.run(words, cwd=toy.root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scenarios.complete(toy, "light")
+    imported = set(done.stdout.splitlines()[-1].split()[1:])
+    assert {"autoresearch_hpc", "hydra", "scipy", "matplotlib"} <= imported
+    assert imported.isdisjoint({"torch", "tokenizers", "pyarrow", "huggingface_hub", "pandas", "statsmodels"})
+
+
 def test_a_controller_that_prepares_data_stays_small(tmp_path: Path) -> None:
     """The quickstart's data: its tokenizer is trained in a child, which ends with its parent."""
     repository = tmp_path / "research"

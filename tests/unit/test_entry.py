@@ -196,3 +196,16 @@ def test_another_package_s_agent_is_a_choice(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found.select(group=group))
     entry.register.cache_clear()
     assert entry.load(entry.compose([GOOD, "agent=halving", "+agent.options.knob=LR"])).agent.name == "halving"
+
+
+def test_help_is_hydras_without_hydra(tmp_path: Path) -> None:
+    """Which is asked where there is anything else on the line. A repository's own plans are in both."""
+    (tmp_path / "conf" / "round").mkdir(parents=True)
+    (tmp_path / "conf" / "round" / "mine.yaml").write_text("x: 1\n")
+    told = []
+    for words in (["--help"], ["-h"], ["+round=knobs", "--help"]):
+        done = subprocess.run([sys.executable, "-m", "autoresearch_hpc", *words], cwd=tmp_path, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b"")
+        told.append(done.stdout.decode())
+    assert told[0] == told[1] == told[2]
+    assert "knobs, linear, mine, quickstart" in told[0]

@@ -15,7 +15,7 @@ from autoresearch_hpc.errors import ConfigError
 
 FILES = {
     "train.py", "program.md", ".gitignore", "conf/cluster/mysite.yaml", "conf/round/mine.yaml",
-    "sbatch/controller.sbatch", "sbatch/llm_server.sbatch", "sbatch/prepare.sbatch",
+    "sbatch/controller.sbatch", "sbatch/llm_server.sbatch", "sbatch/local_env.sh", "sbatch/prepare.sbatch",
 }  # fmt: skip
 
 

@@ -13,9 +13,10 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "kernels", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "cluster_config", "config", "bounds", "dataset", "fingerprint"}
+    {"agent_config", "cluster_config", "config", "bounds", "dataset", "entries", "fingerprint"}
     | {"journal", "knobs", "layout", "lock"},
-    {"complaints", "history", "pacing", "space", "tiers"},
+    {"complaints", "pacing", "space", "tally", "tiers"},
+    {"history"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
     {"views"},

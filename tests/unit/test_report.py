@@ -26,7 +26,7 @@ from autoresearch_hpc.report.__main__ import main
 from autoresearch_hpc.report.plots import progress_figure, write_progress_png
 from autoresearch_hpc.report.settings import Settings, read_settings, settings_of
 from autoresearch_hpc.report.summary import summarize
-from autoresearch_hpc.report.tables import write_candidates_csv, write_results_tsv, write_trials_csv
+from autoresearch_hpc.report.tables import Tables
 from autoresearch_hpc.report.wording import render, render_text
 
 HOSTILE = 'runs of Zoë\'s "team" 試'
@@ -46,7 +46,7 @@ def told(tmp_path: Path) -> FakeRun:
 
 
 def test_candidates_csv_has_the_gain_with_its_noise(told: FakeRun) -> None:
-    write_candidates_csv(told.history(), told.layout.candidates_csv)
+    Tables().write(told.history(), told.layout)
     with told.layout.candidates_csv.open(newline="") as file:
         rows = {row["candidate"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["r00-c00", "r01-c00", "r01-c01", "r01-c02", "r01-c03", "r02-c00"]
@@ -70,7 +70,7 @@ def test_candidates_csv_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
     run.round([("baseline", 1.0, "keep")])
     run.propose(["a\ntitle, of two lines"])
     run.done("r01-c00-t0", 0.9)
-    write_candidates_csv(run.history(), run.layout.candidates_csv)
+    Tables().write(run.history(), run.layout)
     with run.layout.candidates_csv.open(newline="") as file:
         _, row = csv.DictReader(file)
     assert (row["title"], row["value"], row["num_trials"]) == ("a title, of two lines", "0.900000", "1")
@@ -78,7 +78,7 @@ def test_candidates_csv_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
 
 
 def test_every_trial_that_counts_has_its_candidates_verdict(told: FakeRun) -> None:
-    write_trials_csv(told.history(), told.layout.trials_csv)
+    Tables().write(told.history(), told.layout)
     with told.layout.trials_csv.open(newline="") as file:
         verdicts = [(row["trial"], row["verdict"]) for row in csv.DictReader(file)]
     assert verdicts[:5] == [(f"r00-c00-t{i}", "keep") for i in range(4)] + [("r01-c00-t0", "keep")]
@@ -86,7 +86,7 @@ def test_every_trial_that_counts_has_its_candidates_verdict(told: FakeRun) -> No
 
 
 def test_results_tsv_is_upstreams_format(run: FakeRun) -> None:
-    write_results_tsv(run.history(), run.layout.results_tsv)
+    Tables().write(run.history(), run.layout)
     lines = run.layout.results_tsv.read_text().splitlines()
     assert lines[0] == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
     assert lines[1] == f"{commit_of('r00-c00')[:7]}\t1.010748\t44.0\tkeep\tr00-c00: baseline"
@@ -99,7 +99,7 @@ def test_results_tsv_has_only_judged_candidates_and_one_line_each(tmp_path: Path
     run = FakeRun(tmp_path / "r", metric="loss\tof it", direction=Direction.max)
     run.round([("a\ttitle\nof  two lines\x85", 2e-9, "keep")])
     run.propose(["not judged"])
-    write_results_tsv(run.history(), run.layout.results_tsv)
+    Tables().write(run.history(), run.layout)
     head, *lines = run.layout.results_tsv.read_text().splitlines()
     assert head.split("\t")[1] == "loss of it"
     assert [line.split("\t")[1::3] for line in lines] == [["2.000000e-09", "r00-c00: a title of two lines"]]
@@ -113,7 +113,7 @@ def test_trials_csv_has_every_field_of_every_trial(tmp_path: Path) -> None:
     run.event("submit.intent", round=0, job_name="ar-0b", trials=["r00-c00-t1"])
     run.done("r00-c00-t1", 0.5, num_params=7)
     run.judge({"r00-c00": "keep"}, {"r00-c00": 0.5})
-    write_trials_csv(run.history(), run.layout.trials_csv)
+    Tables().write(run.history(), run.layout)
     with run.layout.trials_csv.open(newline="") as file:
         lost, ok = csv.DictReader(file)
     assert (lost["trial"], lost["status"], lost["dropped"], lost["verdict"]) == (
@@ -130,12 +130,12 @@ def test_trials_csv_has_every_field_of_every_trial(tmp_path: Path) -> None:
 
 
 def test_a_table_is_replaced_whole_or_not_at_all(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_results_tsv(run.history(), run.layout.results_tsv)
+    Tables().write(run.history(), run.layout)
     before = run.layout.results_tsv.read_bytes()
     run.round([("one more", 0.9, "keep")])
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        write_results_tsv(run.history(), run.layout.results_tsv)
+        Tables().write(run.history(), run.layout)
     assert run.layout.results_tsv.read_bytes() == before
     assert not list(run.layout.root.glob("*.tmp"))
 

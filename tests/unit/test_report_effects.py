@@ -49,7 +49,7 @@ def test_the_newest_analysis_is_what_the_history_knows(run: FakeRun) -> None:
 
 
 def test_effects_csv_has_the_surest_first(run: FakeRun) -> None:
-    report.write_tables(run.history(), run.layout)
+    report.Tables().write(run.history(), run.layout)
     rows = list(csv.DictReader(run.layout.effects_csv.read_text().splitlines()))
     assert [row["effect"] for row in rows] == ["LR", "LR:DEPTH", "KIND=a <b>", "LR^2+DEPTH^2", "DEPTH"]
     assert rows[0] == {
