@@ -19,7 +19,7 @@ import statistics
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoresearch_hpc.effects.coding import Coding, comparable
 from autoresearch_hpc.estimates import SIGNIFICANT, Effect, Effects, Term
@@ -89,7 +89,7 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
     first = 1 + len(blocks)
     error = _error(fitted, first, y, weights, groups, noise)
     effects = tuple(
-        _effect(column, float(fitted.params[i]), float(fitted.covariance[i, i]), error, aliases[column.name])
+        _effect(column, float(fitted.params[i]), float(fitted.normalized_cov_params[i, i]), error, aliases[column.name])
         for i, column in enumerate(taken, start=first)
     )
     record = Effects(
@@ -191,23 +191,12 @@ def _choose(
     return taken, {name: tuple(names) for name, names in aliases.items()}, lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fitted:
-    """`covariance` is the parameters' for errors of variance 1, `ssr` the weighted sum of squared residuals."""
-
-    params: "Vector"
-    covariance: "Vector"
-    ssr: float
-
-
-def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> _Fitted:
-    """As statsmodels' WLS does it, whose import takes a second and 100 MB: by the pseudo-inverse."""
+def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> Any:
     import numpy as np
+    import statsmodels.api as sm
 
-    matrix, root = np.column_stack([np.ones(len(y)), *columns]), np.sqrt(weights)
-    inverse = np.linalg.pinv(matrix * root[:, None], rcond=1e-15)
-    params = inverse @ (y * root)
-    return _Fitted(params=params, covariance=inverse @ inverse.T, ssr=float(weights @ (y - matrix @ params) ** 2))
+    matrix = np.column_stack([np.ones(len(y)), *columns])
+    return sm.WLS(y, matrix, weights=weights).fit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +210,10 @@ class _Error:
 
 
 def _error(
-    fitted: _Fitted, first: int, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None
+    fitted: Any, first: int, y: "Vector", weights: "Vector", groups: Sequence[object], noise: Noise | None
 ) -> _Error:
     import numpy as np
-    from scipy.special import fdtrc
+    from scipy import stats
 
     members: dict[object, list[int]] = {}
     for place, group in enumerate(groups):
@@ -244,7 +233,7 @@ def _error(
         variance = total / total_df
         source = " and ".join(["replicates"] * bool(pure_df) + ["the run's noise"] * known)
         if unexplained_df > 0:
-            odds = float(fdtrc(unexplained_df, total_df, unexplained / unexplained_df / variance))
+            odds = float(stats.f.sf(unexplained / unexplained_df / variance, unexplained_df, total_df))
         if odds is None or odds >= SIGNIFICANT or left_df < _FEW:
             return _Error(sd=math.sqrt(variance), df=total_df, source=source, lack_of_fit=odds)
     if left_df >= _FEW:
@@ -253,11 +242,11 @@ def _error(
     return _lenth(fitted, first, odds)
 
 
-def _lenth(fitted: _Fitted, first: int, lack_of_fit: float | None) -> _Error:
+def _lenth(fitted: Any, first: int, lack_of_fit: float | None) -> _Error:
     """From the effects themselves, the parameters from `first` on, where all are of one precision."""
     import numpy as np
 
-    precision = np.sqrt(np.diag(fitted.covariance)[first:])
+    precision = np.sqrt(np.diag(fitted.normalized_cov_params)[first:])
     sizes = np.abs(np.asarray(fitted.params)[first:]) / precision  # each is of the standard deviation of one trial
     if len(sizes) < 7:
         return _Error(sd=None, df=0.0, source="", lack_of_fit=lack_of_fit)
@@ -268,14 +257,14 @@ def _lenth(fitted: _Fitted, first: int, lack_of_fit: float | None) -> _Error:
 
 
 def _effect(column: _Column, coefficient: float, variance: float, error: _Error, aliases: tuple[str, ...]) -> Effect:
-    from scipy.special import stdtr, stdtrit
+    from scipy import stats
 
     scale = 1.0 if column.term is Term.curvature else 2.0
     margin = p = None
     if error.sd is not None and error.df:
         standard = error.sd * math.sqrt(variance)
-        margin = scale * standard * float(stdtrit(error.df, 0.975))
-        p = float(2 * stdtr(error.df, -abs(coefficient) / standard))
+        margin = scale * standard * float(stats.t.ppf(0.975, error.df))
+        p = float(2 * stats.t.sf(abs(coefficient) / standard, error.df))
     return Effect(
         term=column.term, factors=column.factors, estimate=scale * coefficient, margin=margin, p=p, aliases=aliases
     )

@@ -302,27 +302,3 @@ def test_the_model_predicts() -> None:
     for row in ((0.5, 0.5, 0, 0, 0), (-1, 1, 1, -1, 1)):
         assert model.predict(coded(row)) == pytest.approx(surface(*row))
     assert model.predict(coded((1, 1, 1, 1, 1)), keep={"A"}) == pytest.approx(0.95)
-
-
-@pytest.mark.parametrize("num_trials", [1, 3])
-def test_the_fit_is_that_of_statsmodels(num_trials: int) -> None:
-    """Which the package does without: its import is as large as the rest of a controller."""
-    import numpy as np
-    import statsmodels.api as sm
-    from scipy import stats
-
-    rows = list(itertools.product((-1.0, 1.0), repeat=5)) + [(0.0, 0.5, -0.5, 0.3, -1.0)] * 3
-    outcomes = results(rows, surface, seed=3)
-    outcomes = [replace(o, num_trials=num_trials if i % 2 else 1) for i, o in enumerate(outcomes)]
-    estimated = found(outcomes, space())
-    assert estimated.sd is not None
-    columns = [[effect.column(coded(row)) for row in rows] for effect in estimated.effects]
-    matrix, y = np.column_stack([np.ones(len(rows)), *columns]), np.array([o.value for o in outcomes])
-    theirs = sm.WLS(y, matrix, weights=np.array([float(o.num_trials) for o in outcomes])).fit()
-    errors = estimated.sd * np.sqrt(np.diag(theirs.normalized_cov_params))
-    assert estimated.centre == pytest.approx(theirs.params[0])
-    for i, effect in enumerate(estimated.effects, start=1):
-        assert effect.coefficient == pytest.approx(theirs.params[i], abs=1e-12)
-        scale = 1 if effect.term is Term.curvature else 2
-        assert effect.margin == pytest.approx(scale * errors[i] * stats.t.ppf(0.975, estimated.df))
-        assert effect.p == pytest.approx(2 * stats.t.sf(abs(theirs.params[i]) / errors[i], estimated.df), rel=1e-9)
