@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_ENV = ROOT / "sbatch" / "local_env.sh"
 CALLS = "trace=%file,getdents64,clone,clone3,fork,vfork,execve"
-_LINE = re.compile(r"^(\d+) +(\w+)\((.*)$")
+_LINE = re.compile(r"^(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)$")
 _STARTED = re.compile(r"= (\d+)$")
 _ROLES = {  # by what its command line holds
     "trial.worker": "worker",
@@ -68,12 +68,15 @@ class Counts:
             for line in lines:
                 if not (matched := _LINE.match(line)):
                     continue
-                pid, call, rest = matched.groups()
+                pid, begun, resumed, rest = matched.groups()
+                call = begun or resumed
                 if call in ("clone", "clone3", "fork", "vfork"):
                     if child := _STARTED.search(rest):
                         roles.setdefault(child[1], roles.get(pid, "other"))
                     continue
-                if call == "execve" and " = 0" in rest:
+                if not begun:
+                    continue
+                if call == "execve" and " = -1 " not in rest:
                     role = next((role for part, role in _ROLES.items() if part in rest), None)
                     roles[pid] = role or "other"
                     self.processes[roles[pid]] += 1
