@@ -78,8 +78,9 @@ class Counts:
                     continue
                 if call == "execve" and " = -1 " not in rest:
                     role = next((role for part, role in _ROLES.items() if part in rest), None)
+                    if roles.get(pid) != role or role is None:
+                        self.processes[role or "other"] += 1
                     roles[pid] = role or "other"
-                    self.processes[roles[pid]] += 1
                 path = re.search(r'"((?:[^"\\]|\\.)*)"', rest)
                 where = path[1] if path and path[1].startswith("/") else ""
                 self._count(roles.get(pid, "other"), call, where, " = -1 " in rest)
@@ -145,7 +146,7 @@ def storm(number: int, run: Path, scratch: Path, environment: Mapping[str, str],
         told = json.loads(spec.read_text()) | {"trial_dir": str(folder), "inbox": None}
         (folder / "trial.json").write_text(json.dumps(told))
         setup = f"source {shlex.quote(str(LOCAL_ENV))} use {shlex.quote(str(archive))}; " if archive else ""
-        python = '"${AUTORESEARCH_ENV:?}/bin/python"' if archive else shlex.quote(sys.executable)
+        python = '"$AUTORESEARCH_ENV/bin/python"' if archive else shlex.quote(sys.executable)
         line = (
             f"{setup}{python} -P -u -m autoresearch_hpc.trial.worker --trial {shlex.quote(str(folder / 'trial.json'))}"
         )
@@ -182,10 +183,10 @@ def main(words: Sequence[str] | None = None) -> int:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if options.cold:
             environment |= {"PYTHONPYCACHEPREFIX": str(scratch / "pyc"), "PYTHONDONTWRITEBYTECODE": "1"}
-        subprocess.run(
-            [sys.executable, "-m", "autoresearch_hpc.prepare", *("corpus.vocab_size=1024", "corpus.seq_len=128")],
-            cwd=work, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        if options.task != "command":  # the quickstart's data, beforehand
+            corpus = ("vocab_size=1024", "seq_len=128", "tokenizer_mb=4", "max_train_mb=16", "val_mb=1")
+            prepare = [sys.executable, "-m", "autoresearch_hpc.prepare", *(f"corpus.{each}" for each in corpus)]
+            subprocess.run(prepare, cwd=work, env=environment, check=True, capture_output=True)
         archive = scratch / "env.tar"
         for task, overrides in (("command", COMMAND), ("gpt", GPT)):
             if options.task not in (task, "both"):

@@ -7,7 +7,7 @@
 # and in conf/cluster/mysite.yaml:
 #
 #     setup: ["source /shared/repository/sbatch/local_env.sh use /shared/env.tar"]
-#     python: '"${AUTORESEARCH_ENV:?}/bin/python"'
+#     python: '"$AUTORESEARCH_ENV/bin/python"'
 #
 # The first job on a node unpacks below /tmp (or AUTORESEARCH_LOCAL, another directory of the node's own), those beside
 # it wait for that, later ones find it there. A new archive is unpacked beside the old one, which running trials may

@@ -2,6 +2,7 @@
 
 import importlib.util
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -83,6 +84,24 @@ def test_a_jobs_environment_is_what_the_configuration_lets_through(slurm: Callab
         assert ("FOO=harmless\n" in seen) is (tag == "open")
         told = [line for line in err.splitlines() if "looks like a secret does not pass: OPENAI_API_KEY" in line]
         assert len(told) == (tag == "open")
+
+
+def test_nodes_may_have_the_environment_on_their_own_disk(slurm: Callable[..., Toy], tmp_path: Path) -> None:
+    """sbatch/local_env.sh, by the two lines that docs/cluster.md says."""
+    shared, node, script = tmp_path / "venv", tmp_path / "node", ROOT / "sbatch" / "local_env.sh"
+    node.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(shared)], check=True)
+    (site,) = shared.glob("lib/python*/site-packages")
+    (site / "rest.pth").write_text("".join(f"{entry}\n" for entry in (*sys.path, ROOT) if Path(entry).is_dir()))
+    subprocess.run(["bash", str(script), "pack", str(shared), str(tmp_path / "env.tar")], check=True)
+    (site / "sitecustomize.py").write_text("raise SystemExit('not from here')")  # after it was packed
+    setup = f"cluster.setup=['export AUTORESEARCH_LOCAL={node}', 'source {script} use {tmp_path / 'env.tar'}']"
+    toy = slurm(k=3, sleep_s=0)
+    toy.search("own", setup, """cluster.python='"$AUTORESEARCH_ENV/bin/python"'""").finish()
+    scenarios.complete(toy, "own")
+    assert [result["status"] for result in toy.results("own")] == ["OK"] * 4
+    (unpacked,) = node.glob("*/*/env")
+    assert list(unpacked.glob("lib/python*/site-packages/rest.pth"))
 
 
 def test_killed_around_every_event(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from autoresearch_hpc import agents
 from autoresearch_hpc.agents import Agent, Brief
+from autoresearch_hpc.agents.sampling import memorable
 from autoresearch_hpc.agents.titles import changes, show
 from autoresearch_hpc.config import (
     AgentConfig,
@@ -784,3 +785,16 @@ def test_who_resumes_proposes_the_same_though_an_incumbent_was_run_again(name: s
     resumed.tell(now)
     asked = state(3, now)
     assert settings(ran_on.ask(asked, 4)) == settings(resumed.ask(asked, 4))
+
+
+def test_of_very_many_outcomes_the_best_and_the_newest_are_modelled() -> None:
+    few = [3.0, math.nan, 1.0]
+    assert memorable(few) == [0, 1, 2]
+    luck = random.Random(0)
+    values = [math.nan if i % 7 == 0 else luck.random() for i in range(5000)]
+    kept = memorable(values)
+    assert kept == sorted(set(kept))
+    assert len(kept) == 1000
+    assert kept[-500:] == list(range(4500, 5000))
+    best = sorted(v for v in values[:4500] if not math.isnan(v))[:500]
+    assert sorted(values[i] for i in kept[:500]) == best

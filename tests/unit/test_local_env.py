@@ -26,7 +26,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(archive: Path, node: Path, program: str = TELL) -> "subprocess.Popen[str]":
     """What a job does with cluster.setup and cluster.python as the script says."""
-    line = f'source "$1" use "$2"; "${{AUTORESEARCH_ENV:?}}/bin/python" -P -c {program!r}'
+    line = f'source "$1" use "$2"; "$AUTORESEARCH_ENV/bin/python" -P -c {program!r}'
     words = ["bash", "-c", line, "job", str(SCRIPT), str(archive)]
     env = {**os.environ, "AUTORESEARCH_LOCAL": str(node)}
     return subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
