@@ -281,6 +281,8 @@ class History:
             candidate = from_json(Candidate, payload)
             entry = self.entry(candidate.id)
             entry.candidate = candidate
+            if candidate.proposal == entry.proposal:  # as good as always: one for both
+                entry.proposal = candidate.proposal
             self.tally.entry(entry)
             tier = data.get("tiers", {}).get(candidate.id, "")
             self.rounds[candidate.round].needed[Want(candidate.id, tier)] = 1
