@@ -281,6 +281,8 @@ class History:
             candidate = from_json(Candidate, payload)
             entry, tier = self.entry(candidate.id), data.get("tiers", {}).get(candidate.id, "")
             entry.candidate, entry.tier = candidate, tier
+            if candidate.proposal == entry.proposal:  # as good as always: one for both
+                entry.proposal = candidate.proposal
             self.tally.entry(entry)
             self.rounds[candidate.round].needed[Want(candidate.id, tier)] = 1
 

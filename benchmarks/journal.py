@@ -459,7 +459,7 @@ def resume(root: Path, tiers: bool, trials: int) -> dict[str, float]:
     """A controller with all that it imports, resumed for three more rounds; its peak memory."""
     import autoresearch_hpc.__main__
     import autoresearch_hpc.search  # noqa: F401
-    from autoresearch_hpc import cluster
+    from autoresearch_hpc import cluster, report
 
     cluster.build(ClusterConfig())
     settings = config(tiers, trials + 48)
@@ -469,8 +469,12 @@ def resume(root: Path, tiers: bool, trials: int) -> dict[str, float]:
     ready_s = time.perf_counter() - begun
     idle = peak_mb()
     seat.controller.run()
+    found = {"ready s": ready_s, "run s": time.perf_counter() - begun - ready_s, "MB idle": idle, "MB run": peak_mb()}
     seat.close()
-    return {"ready s": ready_s, "MB idle": idle, "MB peak": peak_mb(), "run s": time.perf_counter() - begun - ready_s}
+    history = seat.ledger.history
+    del seat  # as at the end of `search.run`
+    report.write_all(history, RunLayout(root))
+    return {**found, "MB with report": peak_mb()}
 
 
 def write_report(root: Path) -> dict[str, float]:

@@ -38,7 +38,15 @@ _ROLES = {  # by what its command line holds
     '"autoresearch_hpc"': "controller",
 }
 PLACES = ("environment", "package", "run", "unpacked", "system")
-GPT = ("+round=quickstart", "plan.max_rounds=0", "task.train_s=1", "cluster=local", "decide=best", "tag=counted")
+GPT = (
+    "+round=quickstart",
+    "plan.max_rounds=0",
+    "task.train_s=1",
+    "task.overrun_s=60",
+    "cluster=local",
+    "decide=best",
+    "tag=counted",
+)
 COMMAND = ("+round=counted", "cluster=local", "decide=best", "tag=counted")
 PLAN = """\
 # @package _global_
@@ -134,11 +142,11 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-def storm(number: int, run: Path, scratch: Path, environment: Mapping[str, str], archive: Path | None) -> None:
+def storm(
+    number: int, run: Path, scratch: Path, unpacked: Path, environment: Mapping[str, str], archive: Path | None
+) -> None:
     """So many workers of the run's baseline at once, each a job as Slurm would start it."""
     (spec,) = run.glob("rounds/00/r00-c00/trials/t0/trial.json")
-    unpacked = scratch / "node"
-    unpacked.mkdir(exist_ok=True)
     jobs, begun = [], time.monotonic()
     for i in range(number):
         folder = scratch / f"trial-{i}"
@@ -177,8 +185,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if not shutil.which("strace"):
         sys.exit("no strace here: apt-get install strace")
-    with tempfile.TemporaryDirectory(prefix="metadata-") as folder:
-        scratch = Path(folder).resolve()
+    with tempfile.TemporaryDirectory(prefix="shared-") as folder, tempfile.TemporaryDirectory(prefix="node-") as own:
+        scratch, node = Path(folder).resolve(), Path(own).resolve()
         work, log = repository(scratch / "repository"), scratch / "strace.log"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if options.cold:
@@ -191,7 +199,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for task, overrides in (("command", COMMAND), ("gpt", GPT)):
             if options.task not in (task, "both"):
                 continue
-            counts = Counts(places(work, scratch / "node"))
+            counts = Counts(places(work, node))
             module = [sys.executable, "-m", "autoresearch_hpc"]
             traced([*module, *overrides], log, work, environment)
             counts.read(log)
@@ -206,11 +214,10 @@ def main(words: Sequence[str] | None = None) -> int:
             print("\n".join(table(counts)))
             if options.storm:
                 run = work / "runs" / "counted"
-                storm(options.storm, run, scratch, environment, None)
+                storm(options.storm, run, scratch, node, environment, None)
                 if not archive.exists():
                     subprocess.run(["bash", str(LOCAL_ENV), "pack", sys.prefix, str(archive)], check=True)
-                storm(options.storm, run, scratch, environment, archive)
-                shutil.rmtree(scratch / "node")
+                storm(options.storm, run, scratch, node, environment, archive)
             shutil.rmtree(work / "runs")
             subprocess.run(["git", "branch", "-qD", "autoresearch/counted"], cwd=work, check=True)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from autoresearch_hpc import __version__
-from autoresearch_hpc.files import write_text_atomic
+from autoresearch_hpc.files import write_bytes_atomic
 from autoresearch_hpc.gains import Comparison, Gain
 from autoresearch_hpc.history import Entry, History
 from autoresearch_hpc.layout import RunLayout
@@ -32,24 +32,21 @@ _LEGEND = (
 def write_report_html(history: History, layout: RunLayout, settings: Settings, path: Path | None = None) -> None:
     """Write the report; the picture in it is the run's progress.png, where there is one."""
     summary = summarize(history, settings)
-    body = "\n".join(
-        [
-            *_header(history, settings, summary),
-            *_figures(summary),
-            *markup.picture(layout.progress_png, "running best over experiments"),
-            *_rounds(summary),
-            *(effect_section.section(history.effects, layout.effects_png) if history.effects else ()),
-            *_phases(history),
-            *_candidates(history, layout),
-        ]
-    )
     title = escape(f"{history.tag}: {history.metric}")
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-    write_text_atomic(path or layout.report_html, page.encode(errors="replace").decode())
+    parts = [
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>',
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>',
+        "<body>\n<main>",
+        *_header(history, settings, summary),
+        *_figures(summary),
+        *markup.picture(layout.progress_png, "running best over experiments"),
+        *_rounds(summary),
+        *(effect_section.section(history.effects, layout.effects_png) if history.effects else ()),
+        *_phases(history),
+        *_candidates(history, layout),
+        "</main>\n</body>\n</html>\n",
+    ]
+    write_bytes_atomic(path or layout.report_html, "\n".join(parts).encode(errors="replace"))
 
 
 def _header(history: History, settings: Settings, summary: Summary) -> Iterator[str]:
