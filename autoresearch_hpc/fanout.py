@@ -104,7 +104,12 @@ class Fanout:
     # submitting
 
     def _submit(self, round_: Round) -> None:
-        """All trials that are missing: an array for each tier, or as few as limits and the budget allow."""
+        """All trials that are missing: an array for each tier, or as few as limits and the budget allow.
+
+        Not while some that an interruption has cancelled are still to end: what follows them goes out together.
+        """
+        if any(trial.cancelled for trial in round_.outstanding):
+            return
         for tier in dict.fromkeys(want.tier for want in round_.missing):
             while self._pacing.due and (waiting := self._missing(round_, tier)):
                 room = self._budget.room(self._history)

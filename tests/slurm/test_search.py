@@ -152,7 +152,7 @@ def test_interrupted(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
 
 
 def test_cancelled(cluster: Sandbox, slurm: Callable[..., Toy]) -> None:
-    scenarios.cancelled(slurm(k=1, sleep_s=2), "cancel", lambda: in_queue(cluster))
+    scenarios.cancelled(slurm(k=1, sleep_s=4), "cancel", lambda: in_queue(cluster))
 
 
 def test_two_at_once(slurm: Callable[..., Toy]) -> None:
