@@ -6,12 +6,16 @@
     launches    the Triton kernels behind the first two; imported only where there is a GPU
 
 Each function computes the same on every device: in plain PyTorch where its kernel does not fit, and `choices` says so.
+With the variable AUTORESEARCH_PLAIN_KERNELS set (trials: task.pass_env) that is everywhere.
 """
+
+import os
 
 import torch
 
 __all__ = ["choices", "hopper"]
 
+PLAIN_VARIABLE = "AUTORESEARCH_PLAIN_KERNELS"
 _MAJOR: dict[int, int] = {}  # of each GPU's compute capability; asked outside compiled code, which can look it up
 
 
@@ -21,7 +25,8 @@ def hopper(device: torch.device) -> bool:
         return False
     index = device.index or 0
     if index not in _MAJOR:
-        _MAJOR[index] = torch.cuda.get_device_capability(device)[0]
+        plain = bool(os.environ.get(PLAIN_VARIABLE))
+        _MAJOR[index] = 0 if plain else torch.cuda.get_device_capability(device)[0]
     return _MAJOR[index] in (9, 10)
 
 

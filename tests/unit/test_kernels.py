@@ -120,3 +120,13 @@ def test_flash_attention_sees_its_window(window: int) -> None:
     ours = gradients(fused, *tensors, device=GPU, dtype=torch.bfloat16)
     wanted = gradients(lambda q, k, v: plain_attention(q, k, v, window), *tensors, device=CPU, dtype=torch.float32)
     assert max(differences(ours, wanted)) < 1e-2
+
+
+def test_a_variable_does_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "_MAJOR", {})
+    assert kernels.hopper(GPU)
+    monkeypatch.setattr(kernels, "_MAJOR", {})
+    monkeypatch.setenv(kernels.PLAIN_VARIABLE, "1")
+    assert not kernels.hopper(GPU)
+    assert not kernels.hopper(GPU), "asked once"
