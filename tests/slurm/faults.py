@@ -59,7 +59,16 @@ if MODE == "nan":
 if MODE.startswith("long"):
     time.sleep(float(MODE.split()[1]))
 elif MODE == "cut":  # the first life outlasts Slurm's patience with its node, and ends in the middle of the second
-    time.sleep(20 if attempt or trial != "t0" else 48)
+    candidate = os.getcwd().split("/trials/")[0]
+    if not attempt and trial == "t0":
+        for _ in range(110):
+            time.sleep(1)
+            with open(os.environ["TRAINED"]) as file:
+                if sum(line.startswith(candidate + "/") for line in file) > 1:
+                    break
+        time.sleep(8)
+    else:
+        time.sleep(20)
 elif not MODE.startswith("fine") and trial == "t0" and attempt < (2 if MODE == "older" else 1):
     time.sleep(600)  # whatever is done to it, is done meanwhile
 else:
