@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--port", type=int, help="first of its ports (default: a free block)")
     up.add_argument("--nodes", type=lambda text: tuple(text.split(",")), help="such as gpu:h100:4,gpu:h200:3")
     up.add_argument("--cpus", type=int, help="CPUs that each node claims (64)")
+    up.add_argument("--devices", metavar="PREFIX", help="this machine's own GPUs, on one node: /dev/nvidia")
     up.add_argument("--max-array-size", type=int, help="MaxArraySize (4001)")
     up.add_argument("--accounting", choices=["mysql", "none"], help="none: no slurmdbd and no sacct")
     up.add_argument("--auth", choices=["munge", "none"], help="none: only where no stranger reaches the ports")

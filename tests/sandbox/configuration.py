@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from settings import Settings, gpus_of, user_name
+from settings import SandboxError, Settings, gpus_of, user_name
 
 _CLUSTER, _ACCOUNT = "sandbox", "lab"
 
@@ -50,6 +50,9 @@ MaxArraySize={max_array_size}
 MaxJobCount=20000
 FirstJobId={first_job_id}
 """  # With an epilog, even /bin/true, a job's GPU is free at once; else only in slurmctld's next one-second round.
+
+# Nothing uses cgroups, but slurmd loads a plugin for them: this one asks neither for systemd nor for a mounted cgroup2.
+_CGROUP = "CgroupPlugin=cgroup/v1\n"
 
 _ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
@@ -102,13 +105,20 @@ def write_files(settings: Settings) -> None:
     if not settings.path("etc/munge.key").exists():
         _write_private(settings.path("etc/munge.key"), os.urandom(128))
     for k in range(max(sum(count for _, count in gpus_of(node)) for node in settings.nodes)):
-        device = settings.path(f"dev/gpu{k}")  # has to be a device, or jobs get no CUDA_VISIBLE_DEVICES
-        if not device.is_symlink():
-            device.symlink_to("/dev/null")
+        _link_gpu(settings.path(f"dev/gpu{k}"), Path(settings.device(k)))
     settings.path("etc/gres.conf").write_text(_gres_conf(settings))
     settings.path("etc/slurm.conf").write_text(_slurm_conf(settings))
+    settings.path("etc/cgroup.conf").write_text(_CGROUP)
     _write_private(settings.path("etc/slurmdbd.conf"), _slurmdbd_conf(settings).encode())
     settings.path("settings.json").write_text(json.dumps(asdict(settings), indent=1))
+
+
+def _link_gpu(link: Path, device: Path) -> None:
+    """Name a GPU's file: it has to be a device, or jobs get no CUDA_VISIBLE_DEVICES."""
+    if not device.is_char_device():
+        raise SandboxError(f"{device} is no device: this machine has fewer GPUs than --nodes says")
+    link.unlink(missing_ok=True)
+    link.symlink_to(device)
 
 
 def _write_private(path: Path, content: bytes) -> None:

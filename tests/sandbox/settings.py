@@ -32,9 +32,11 @@ class Settings:
     users: tuple[str, ...] = ()  # who else gets an account
     extra: tuple[str, ...] = ()  # lines of slurm.conf; "Key=Value" replaces the sandbox's own
     root: str = ""  # where the packages were unpacked; empty: installed
+    devices: str = ""  # the GPUs' device files up to their number, as /dev/nvidia; empty: they are pretended
 
     def __post_init__(self) -> None:
-        for what, path in (("state folder", self.state), ("package folder", self.root)):
+        paths = {"state folder": self.state, "package folder": self.root, "devices": self.devices}
+        for what, path in paths.items():
             if not re.fullmatch(r"[\w./+-]*", path, re.ASCII):
                 raise SandboxError(f"Slurm cannot use the {what} {path!r}: only letters, digits and . _ + - / please")
         if len(self.state) > 80:  # a Unix socket's path has at most 107 bytes
@@ -44,12 +46,18 @@ class Settings:
                 raise SandboxError(f"a node is gpu:TYPE:COUNT (or several joined by +), not {node!r}")
         if len(self.nodes) > _PORT_BLOCK - 3:
             raise SandboxError(f"at most {_PORT_BLOCK - 3} nodes, not {len(self.nodes)}")
+        if self.devices and len(self.nodes) > 1:
+            raise SandboxError("GPUs of this machine are on one node: give --devices with one in --nodes")
 
     @property
     def spool(self) -> Path:
         """Where slurmd keeps its jobs: a short path, because sockets are made there, whose paths end at 108 bytes."""
         inside = self.path("spool")
         return inside if len(os.fsencode(inside)) < 60 else own_folder(f"spool-{zlib.crc32(self.state.encode()):08x}")
+
+    def device(self, number: int) -> str:
+        """The file behind a node's GPU of this number."""
+        return f"{self.devices}{number}" if self.devices else "/dev/null"
 
     def path(self, *parts: str) -> Path:
         return Path(self.state, *parts)
