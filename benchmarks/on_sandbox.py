@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,17 +18,21 @@ _TOOL = ROOT / "tests" / "sandbox" / "cluster.py"
 
 
 @contextlib.contextmanager
-def sandbox(state: Path) -> Iterator[dict[str, str]]:
-    """A Slurm of its own, 13 H100s on three nodes and 3 H200s on one; the environment that points to it."""
+def sandbox(state: Path, *options: str, keep: Callable[[], bool] = bool) -> Iterator[dict[str, str]]:
+    """A Slurm of its own, by default 13 H100s on three nodes and 3 H200s on one; the environment that points to it.
+
+    `options` are those of `up`. `keep` is asked at the end: whether it goes on running for whoever comes next.
+    """
     base = [sys.executable, str(_TOOL), "--state", str(state)]
-    subprocess.run([*base, "up"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*base, "up", *options], check=True, stdout=subprocess.DEVNULL)
     try:
         lines = subprocess.run([*base, "env"], check=True, capture_output=True, text=True).stdout.splitlines()
         words = (shlex.split(line.removeprefix("export "))[0].partition("=") for line in lines if "=" in line)
         own = {name: value.replace("$PATH", os.environ["PATH"]) for name, _, value in words}
         yield {**os.environ, **own}
     finally:
-        subprocess.run([*base, "down"], check=False)
+        if not keep():
+            subprocess.run([*base, "down"], check=False)
 
 
 class Calls:
@@ -61,19 +66,24 @@ def repository(root: Path, files: Mapping[str, str]) -> Path:
 
 
 def watched(
-    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path, kill_when: Callable[[], bool] = bool
+    argv: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    end_when: Callable[[], bool] = bool,
+    number: signal.Signals = signal.SIGKILL,
 ) -> tuple[int, float, float]:
     """Run a command: its exit code, seconds, CPU seconds (those of children that it has waited for, too).
 
-    It is killed as soon as `kill_when` says so.
+    As soon as `end_when` says so it gets the signal `number`.
     """
     began, cpu_s = time.monotonic(), 0.0
     with log.open("ab") as file:
         process = subprocess.Popen(argv, cwd=cwd, env=environment, stdout=file, stderr=file)
     while process.poll() is None:
         cpu_s = max(cpu_s, _cpu_s(process.pid))
-        if kill_when():
-            process.kill()
+        if end_when():
+            process.send_signal(number)
         time.sleep(0.25)
     return process.returncode, time.monotonic() - began, cpu_s
 
