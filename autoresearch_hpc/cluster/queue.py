@@ -224,7 +224,8 @@ class Watcher:
 
     @property
     def _charges_least_s(self) -> float:
-        busy = any(job not in self._states or not self._states[job].ended for job in self._wanted)
+        others = self._wanted - self._owed  # squeue may not have told yet that those have ended
+        busy = any(job not in self._states or not self._states[job].ended for job in others)
         return _CHARGES_S if busy else _CHARGES_IDLE_S
 
     def _take_charges(self, told: Mapping[str, questions.Account], asked: set[str], now: float) -> None:

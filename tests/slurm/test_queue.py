@@ -81,6 +81,21 @@ def test_six_commands_a_minute_while_nothing_changes(on_slurm: Bench, broken: Br
     assert 4 <= calls() - before <= 6
 
 
+def test_the_last_charge_is_told_soon(on_slurm: Bench) -> None:
+    """Though sacct was asked for another's a moment ago, and squeue has not told that the last job has ended."""
+    place = on_slurm.place(queue_poll_s=60)
+    submission = on_slurm.submission("last", ["echo loss: 1", "sleep 8; echo loss: 1"])
+    jobs = on_slurm.launch(place, submission)
+    first, last = jobs
+    wait(lambda: ended(place, {first: jobs[first]}), "the end of one")
+    while not TrialPaths(submission.trials[last].parent).result.exists():
+        place.poll(jobs)
+        charged = place.charges({first: jobs[first]})
+        time.sleep(0.2)
+    assert charged
+    wait(lambda: place.charges({last: jobs[last]}), "the last charge", 12)
+
+
 def test_news_comes_soon_after_something_was_done_and_one_question_serves_all(on_slurm: Bench, broken: Broken) -> None:
     calls = broken("squeue", '"$REAL" "$@"')
     place = on_slurm.place(queue_poll_s=60, sbatch={"begin": "now+1hour"})
