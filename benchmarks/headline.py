@@ -187,7 +187,7 @@ def layout_of(folder: Path, tag: str) -> RunLayout:
 
 def runs_in(folder: Path) -> dict[str, timings.Run]:
     """The searches that have trials that ended, by their tags."""
-    begun = [tag for tag in SEARCHES if layout_of(folder, tag).journal.exists()]
+    begun = [tag for tag in SEARCHES if layout_of(folder, tag).config.exists()]
     runs = {tag: timings.Run(layout_of(folder, tag)) for tag in begun}
     return {tag: run for tag, run in runs.items() if run.trials}
 
@@ -247,6 +247,12 @@ def _stopped(layout: RunLayout) -> bool:
     return layout.journal.exists() and History.replay(read(layout.journal)).stopped is not None
 
 
+def _searches(text: str) -> tuple[str, ...]:
+    if unknown := set(text.split(",")) - set(SEARCHES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there are {', '.join(SEARCHES)}")
+    return tuple(text.split(","))
+
+
 def _output(argv: Sequence[str]) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
@@ -255,7 +261,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The cookbook on all GPUs of this machine against one of them.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides for all searches")
-    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=SEARCHES, help="which, in which order")
+    parser.add_argument("--searches", type=_searches, default=SEARCHES, help="which, in which order: at-once,single")
     parser.add_argument("--train-s", type=float, default=20.0, help="training of a trial")
     parser.add_argument("--full-s", type=float, default=300.0, help="the same in the search `full`")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so long; the same call goes on")

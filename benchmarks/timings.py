@@ -107,19 +107,23 @@ class Run:
 
     @cached_property
     def by_edit(self) -> dict[tuple[str, str], Trial]:
-        """The first trial of each candidate, by what the candidate is: its name in the plan and its fingerprint."""
+        """The first trial of each candidate, by its id and fingerprint: the same in two runs that trained the same."""
         found: dict[tuple[str, str], Trial] = {}
         for entry in self.history.entries():
             if entry.candidate and (trial := next((t for t in entry.trials if t in self.trials), None)):
-                found[entry.proposal.name or "baseline", entry.candidate.fingerprint] = trial
+                found[entry.id, entry.candidate.fingerprint] = trial
         return found
+
+    def values(self) -> list[tuple[float, float]]:
+        """Each trial's metric where it has one, at its end on the wall clock: seconds, value."""
+        ends = [(self.clock(_span(trial)[1]), _result(trial).metric.value) for trial in self.trials]
+        return sorted((at, value) for at, value in ends if value is not None)
 
     def curve(self) -> list[tuple[float, float]]:
         """The best metric so far over the wall time: seconds, value."""
-        good = [(self.clock(_span(t)[1]), _result(t).metric.value) for t in self.trials]
-        ordered = sorted((at, value) for at, value in good if value is not None)
-        best = accumulate((value for _, value in ordered), min if self.history.direction == "min" else max)
-        return [(at, value) for (at, _), value in zip(ordered, best, strict=True)]
+        values = self.values()
+        best = accumulate((value for _, value in values), min if self.history.direction == "min" else max)
+        return [(at, value) for (at, _), value in zip(values, best, strict=True)]
 
 
 def union(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -257,7 +261,7 @@ def in_words(found: Pace, first: Run, second: Run) -> str:
 
 
 def draw_curves(runs: Sequence[Run], path: Path) -> None:
-    """The best value so far over the wall time."""
+    """The best value so far over the wall time, and each trial's own as a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -270,7 +274,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
             xs = [at / 60 for at, _ in curve]
             ys = [value for _, value in curve]
             axes.step([*xs, run.wall_s / 60], [*ys, ys[-1]], where="post", color=colour, label=run.name)
-            axes.plot(xs, ys, ".", color=colour)
+            axes.plot(xs, [value for _, value in run.values()], ".", color=colour, alpha=0.5)
     axes.set_xlabel("minutes of wall time")
     axes.set_ylabel(f"best {runs[0].history.metric} so far")
     axes.legend(frameon=False)

@@ -115,6 +115,20 @@ def test_second_cluster_with_other_settings_beside_the_first(cluster: Sandbox, t
     assert "idle" in cluster.run("sinfo", "-h", "-n", "n0", "-o", "%t")
 
 
+def test_second_cluster_on_devices_of_this_machine(slurm_programs: None, tmp_path: Path) -> None:
+    for number, device in enumerate(("/dev/zero", "/dev/full")):
+        (tmp_path / f"real{number}").symlink_to(device)
+    options = ("--nodes", "gpu:h200:2", "--devices", str(tmp_path / "real"), "--accounting", "none")
+    with booted(tmp_path / "own", *options) as own:
+        report = f'echo "$CUDA_VISIBLE_DEVICES" > "{tmp_path}/$SLURM_ARRAY_TASK_ID.txt"; sleep 1'
+        own.wait_state(own.sbatch(report, "--array=0-1", "--gres=gpu:h200:1"), "COMPLETED")
+        assert sorted(path.read_text() for path in tmp_path.glob("*.txt")) == ["0\n", "1\n"]
+        links = sorted((tmp_path / "own/dev").iterdir())
+        assert [link.resolve() for link in links] == [Path("/dev/zero"), Path("/dev/full")]
+    with pytest.raises(AssertionError, match="real2 is no device"):
+        own.tool("up", "--nodes", "gpu:h200:3", "--devices", str(tmp_path / "real"))
+
+
 def test_up_again_changes_nothing_and_other_settings_are_refused(cluster: Sandbox) -> None:
     before = cluster.tool("status")
     cluster.tool("up")
