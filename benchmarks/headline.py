@@ -1,11 +1,12 @@
 """The cookbook's 16 experiments, as many at once as there are GPUs, against one after another on one of them.
 
 Everything is real: a Slurm of its own over this machine's GPUs (docs/sandbox.md), the controller, train.py, the trusted
-evaluation. Three searches, whose results stay in the folder:
+evaluation. Searches, whose results stay in the folder:
 
     at-once   +round=cookbook, one trial on each GPU
     single    the same with cluster.max_parallel=1
     full      one round of the cookbook, one trial on each GPU, with the full training time
+    async     only if --searches names it: as at-once with schedule=async, so that no GPU waits for a round's slowest
 
     python benchmarks/headline.py ~/headline                     # all of it; what was interrupted goes on
     python benchmarks/headline.py ~/headline --limit-s 570       # the same where a command may take ten minutes only
@@ -39,7 +40,7 @@ from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout
 
-SEARCHES = ("at-once", "single", "full")
+SEARCHES = ("at-once", "single", "full", "async")
 # What of the plan's settings makes another model to compile, and so do those of its candidates that build on a winner.
 MODELS: tuple[Mapping[str, object], ...] = ({}, {"WINDOW_PATTERN": "L"}, {"DEPTH": 6}, {"DEPTH": 10})
 SMALL = (
@@ -121,6 +122,7 @@ class Headline:
             "at-once": [*at_once, short],
             "single": [*cluster, "cluster.max_parallel=1", short],
             "full": [*at_once, full, "plan.max_rounds=0"],
+            "async": [*at_once, short, "schedule=async"],
         }
 
     def play(self, deadline: Deadline) -> bool:
@@ -152,7 +154,7 @@ class Headline:
             return True
         if self._caches.exists():
             shutil.copytree(self._caches, layout.root / "compiled", dirs_exist_ok=True)
-        print(f"{tag} ...", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {tag} ...", flush=True)
         argv = [sys.executable, "-m", "autoresearch_hpc", "+round=cookbook", f"tag={tag}", *words, *self._words]
         log = self._folder / f"{tag}.log"
         # At a SIGTERM the controller leaves its trials in the queue, and who resumes takes their results.
@@ -230,17 +232,18 @@ def _play(folder: Path, options: argparse.Namespace) -> bool:
 def report(runs: Mapping[str, timings.Run], images: Path | None) -> None:
     """The tables of what there is, and the pictures."""
     print(f"\n{', '.join(timings.gpus_of(list(runs.values())))}\n")
-    pair = [runs[tag] for tag in ("at-once", "single") if tag in runs]
-    if pair:
-        print(timings.table(pair))
-    if len(pair) == 2 and (found := timings.pace(*pair)):
-        print(f"\n{timings.in_words(found, *pair)}")
+    fast = [runs[tag] for tag in ("at-once", "async") if tag in runs]
+    single = [runs["single"]] if "single" in runs else []
+    for compared in [[run, *single] for run in fast] or [single]:
+        print(f"{timings.table(compared)}\n")
+        if len(compared) == 2 and (found := timings.pace(*compared)):
+            print(f"{timings.in_words(found, *compared)}\n")
     if "full" in runs:
-        print(f"\n{timings.table([runs['full']])}")
-    if images and pair:
+        print(timings.table([runs["full"]]))
+    if images and (shown := [*fast[:1], *single]):
         images.mkdir(parents=True, exist_ok=True)
-        timings.draw_curves(pair, images / "headline-curves.png")
-        timings.draw_phases(pair, images / "headline-phases.png")
+        timings.draw_curves(shown, images / "headline-curves.png")
+        timings.draw_phases(shown, images / "headline-phases.png")
 
 
 def _stopped(layout: RunLayout) -> bool:
@@ -261,7 +264,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The cookbook on all GPUs of this machine against one of them.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides for all searches")
-    parser.add_argument("--searches", type=_searches, default=SEARCHES, help="which, in which order: at-once,single")
+    parser.add_argument(
+        "--searches", type=_searches, default=SEARCHES[:3], help="which, in which order: at-once,single"
+    )
     parser.add_argument("--train-s", type=float, default=20.0, help="training of a trial")
     parser.add_argument("--full-s", type=float, default=300.0, help="the same in the search `full`")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so long; the same call goes on")

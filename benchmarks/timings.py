@@ -44,6 +44,7 @@ class Run:
         config = OmegaConf.load(layout.config)
         self.slots, self.train_s = int(config.cluster.max_parallel), float(config.task.train_s)
         self.layout, self.name = layout, f"K={self.slots}, {self.train_s:g} s"
+        self.name += ", async" if config.get("schedule") == "async" else ""
         self.history = History.replay(read(layout.journal))
 
     @property
