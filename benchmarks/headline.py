@@ -214,6 +214,8 @@ def _merge_archives(sources: Sequence[Path], target: Path) -> None:
                 entry = tar.extractfile("root")
                 own = entry.read() if entry else b""
                 root = root or own
+                if len(own) != len(root):  # names in binaries cannot be replaced: it will be compiled anew
+                    continue
                 for member in tar:
                     if member.name in seen:
                         continue

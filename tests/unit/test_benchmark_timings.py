@@ -159,7 +159,8 @@ def archive(path: Path, root: str, files: dict[str, str]) -> None:
 def test_joined_caches_are_made_in_one_place(headline: Any, tmp_path: Path) -> None:
     archive(tmp_path / "1/kind.tar", "/tmp/one", {"trainer/caches/a": "of /tmp/one", "trainer/caches/b": "b"})
     archive(tmp_path / "2/kind.tar", "/tmp/two", {"trainer/caches/b": "again", "scoring/caches/c": "of /tmp/two"})
-    headline.merge([tmp_path / "1", tmp_path / "2"], tmp_path / "joined")
+    archive(tmp_path / "3/kind.tar", "/tmp/three", {"scoring/caches/d": "of /tmp/three"})
+    headline.merge([tmp_path / name for name in "123"], tmp_path / "joined")
     with tarfile.open(tmp_path / "joined/kind.tar") as tar:
         found = {member.name: tar.extractfile(member).read().decode() for member in tar}
     assert found == {
