@@ -1,7 +1,8 @@
 """Where the time of runs went, from their directories alone: wall time, GPU-seconds, phases, steps; a table, pictures.
 
 The wall time of a run is the time in which its controller lived or one of its trials ran: what lies between an
-interruption and the resume counts only as far as trials went on in it. It ends where the last round was closed.
+interruption and the resume counts only as far as trials went on in it, and so does what a resumed controller waited
+for trials that had been lost with their machine. It ends where the last round was closed.
 """
 
 import re
@@ -71,8 +72,15 @@ class Run:
         """The spans that count as wall time, disjoint and in order: seconds since the epoch."""
         closed = [_when(round_.closed_at) for round_ in self.history.rounds if round_.closed_at]
         end = max(closed) if closed and self.complete else float("inf")
-        alive = [(_when(begin), min(_when(last), end)) for begin, last in self.history.active]
+        first, *resumed = [(_when(begin), min(_when(last), end)) for begin, last in self.history.active]
+        alive = [first, *((self._at_work_since(begin, last), last) for begin, last in resumed)]
         return union([*alive, *map(_span, self.trials)])
+
+    def _at_work_since(self, begin: float, last: float) -> float:
+        """When a controller that resumed at `begin` had given up what was lost while nobody looked."""
+        lost = [t for t in self.history.trials() if t.result and t.result.status is Status.LOST and t.dropped]
+        given_up = [_when(t.done_at) for t in lost if t.done_at and _when(t.submitted_at) < begin]
+        return max((at for at in given_up if begin < at < last), default=begin)
 
     @property
     def wall_s(self) -> float:

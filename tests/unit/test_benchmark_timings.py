@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_run import FakeRun
 
-from autoresearch_hpc.records import Gpu, Phases, to_json
+from autoresearch_hpc.records import Gpu, Phases, Status, to_json
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -110,6 +110,24 @@ def test_wall_time_is_what_the_run_needed(timings: Any, tmp_path: Path) -> None:
     assert slow.charged_s is None, "one trial was never charged"
     assert fast.curve()[0] == (pytest.approx(41.0), 1.0)
     assert [value for _, value in slow.curve()] == [1.3, 1.1, 1.1, 1.0]
+
+
+def test_waiting_for_what_a_vanished_machine_took_along_is_no_wall_time(timings: Any, tmp_path: Path) -> None:
+    played = Played(tmp_path / "a", 4)
+    *others, last = played.trials
+    played.train(*others, step_ms=250)
+    played.run.wait(500)
+    played.run.event("run.resumed", pid=2, host="node 2")
+    played.run.wait(66)
+    played.run.done(last, None, Status.LOST)
+    played.run.event("trial.dropped", trial=last, reason="the job ended as UNKNOWN and left no result")
+    again = f"{last[:-1]}1"
+    played.run.event("submit.intent", round=0, job_name="ar-0-again", tier="", trials=[again])
+    played.trials[-1] = again
+    played.train(again, step_ms=250)
+    run = timings.Run(played.finish().layout)
+    assert run.num_dropped == 1
+    assert run.wall_s == pytest.approx(1 + 40 + 40 + 1)
 
 
 def test_table_and_pace(timings: Any, tmp_path: Path) -> None:
