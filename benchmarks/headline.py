@@ -150,7 +150,7 @@ class Headline:
     def _search(self, tag: str, words: Sequence[str], environment: Mapping[str, str], deadline: Deadline) -> bool:
         """Start the search, or go on with it. Whether it is complete."""
         layout = self.layout(tag)
-        if _stopped(layout):
+        if _done(layout):
             return True
         if self._caches.exists():
             shutil.copytree(self._caches, layout.root / "compiled", dirs_exist_ok=True)
@@ -161,7 +161,7 @@ class Headline:
         code, _, _ = watched(argv, self._root, environment, log, deadline.over, signal.SIGTERM)
         if code and not deadline.over():
             sys.exit(f"headline.py: {tag} ended with status {code}: {log.read_text(errors='replace')[-2000:]}")
-        return _stopped(layout)
+        return _done(layout)
 
     def _fill_caches(self, environment: Mapping[str, str], deadline: Deadline) -> None:
         """Train each model for a moment, as the baseline of a search of its own, and gather what was compiled."""
@@ -248,8 +248,10 @@ def report(runs: Mapping[str, timings.Run], images: Path | None) -> None:
         timings.draw_phases(shown, images / "headline-phases.png")
 
 
-def _stopped(layout: RunLayout) -> bool:
-    return layout.journal.exists() and History.replay(read(layout.journal)).stopped is not None
+def _done(layout: RunLayout) -> bool:
+    """Whether the search came to its end; one whose baseline failed did not."""
+    history = History.replay(read(layout.journal)) if layout.journal.exists() else History()
+    return history.stopped is not None and history.incumbent is not None
 
 
 def _searches(text: str) -> tuple[str, ...]:
