@@ -286,7 +286,8 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
             axes.plot(xs, [value for _, value in run.values()], ".", color=colour, alpha=0.5)
     axes.set_xlabel("minutes of wall time")
     axes.set_ylabel(f"best {runs[0].history.metric} so far")
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     _plain(axes)
     figure.savefig(path)
 

@@ -159,6 +159,7 @@ def test_incomplete_run_has_a_table_and_pictures(timings: Any, tmp_path: Path) -
     played.train(*played.trials[:2], step_ms=250)
     run = timings.Run(played.run.layout)
     assert not run.complete
+    assert len(run.trials) == 2
     assert "K=4, 20 s (not complete)" in timings.table([run])
     for draw in (timings.draw_curves, timings.draw_phases):
         draw([run], tmp_path / "picture.png")
