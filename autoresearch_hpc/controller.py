@@ -209,8 +209,7 @@ class Controller:
         start = self._history.start_commit
         base = {name: knob_value(value) for name, value in self._config.plan.base.items()}
         edited = self._maker.edit(Proposal(title="baseline", knobs=base), start)
-        files = {path: text for path, text in edited.items() if text is not None}
-        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **files}
+        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **edited}
 
     def _failed(self) -> dict[str, dict[str, str]]:
         """The files of the newest judged round's failed candidates."""

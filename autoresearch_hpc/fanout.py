@@ -13,6 +13,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from autoresearch_hpc import collect
@@ -34,6 +35,7 @@ from autoresearch_hpc.tiers import Tiers
 _log = logging.getLogger(__name__)
 
 _IN_FLIGHT_S = {"slurm": 10.0, "local": 5.0}  # how long a submission may outlive its controller before it is seen
+_WRITES_AT_ONCE = 8
 _CANCEL_WAIT_S = 5.0
 _LOCAL_POLL_S = 0.2
 _LEAST_PAUSE_S = 0.02
@@ -148,9 +150,7 @@ class Fanout:
     def _launch(self, round_: Round, tier: str, part: Mapping[str, Entry]) -> None:
         """One array; the pacing hears whether it went into the queue."""
         trials = list(part)
-        for id_, entry in part.items():
-            assert entry.candidate
-            self._specs.write(entry.candidate, id_, tier or self._config.tier)
+        self._write_specs(part, tier or self._config.tier)
         job_name = f"{self._history.tag}-{self._history.uid}-r{round_.index:02d}-a{round_.num_arrays}"
         submission = self._submission(round_, job_name, trials, tier, self._avoid(part.values()))
         self._stop.check()
@@ -170,6 +170,17 @@ class Fanout:
         self._pacing.accepted()
         on = f" tier={tier}" if len(self._tiers.slots) > 1 else ""
         _log.info("round=%d array=%s%s trials=%d submitted", round_.index, job_name, on, len(part))
+
+    def _write_specs(self, part: Mapping[str, Entry], tier: str) -> None:
+        """Side by side: a write that is to last waits for the filesystem."""
+
+        def write(id_: str, entry: Entry) -> None:
+            assert entry.candidate
+            self._specs.write(entry.candidate, id_, tier)
+
+        with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
+            for _ in pool.map(write, part.keys(), part.values()):
+                pass
 
     def _submission(
         self, round_: Round, job_name: str, trials: Sequence[str], tier: str, avoid: tuple[str, ...] = ()
