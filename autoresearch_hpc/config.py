@@ -204,6 +204,10 @@ class PlanConfig:
             return RoundConfig()
         return self.rounds[min(index - self.first_round, len(self.rounds) - 1)]
 
+    def is_open(self, index: int) -> bool:
+        """Whether an agent fills round index, rather than the plan itself."""
+        return not self.round(index).candidates
+
     def num_candidates(self, index: int) -> int:
         """How many candidates round index has; at most, where an agent proposes them."""
         planned = self.round(index)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from autoresearch_hpc import decide, effects, report, space, views
 from autoresearch_hpc.agents import PlannedAgent
-from autoresearch_hpc.budget import Budget
+from autoresearch_hpc.budget import Budget, Room
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.combine import Combiner
 from autoresearch_hpc.config import Baseline, Config
@@ -122,7 +122,9 @@ class Controller:
             return None if room.fits(1) else room.cap
         if index > self._config.plan.num_rounds:
             return "the plan is complete"
-        return self._budget.exhausted(self._history)
+        room = self._room_beside(0)
+        starved = index > 0 and self._config.plan.is_open(index) and not room.fits(1)
+        return self._budget.exhausted(self._history) or (room.cap if starved else None)
 
     def _open_round(self) -> str | None:
         """A new round, or more of the newest; why not, where the agent proposes nothing."""
@@ -165,14 +167,17 @@ class Controller:
 
     def _room_for(self, index: int, others: int, begun: int) -> int:
         """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
-        plan, room = self._config.plan, self._budget.room(self._history)
-        k = self._schedule.num_wanted(index, begun, others)
-        open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
-        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
-        if open_ and room.trials is not None and room.trials < k + needed:
-            k = max(0, room.trials - needed)
+        room, k = self._room_beside(others), self._schedule.num_wanted(index, begun, others)
+        if self._config.plan.is_open(index) and room.trials is not None and room.trials < k:
+            k = room.trials
             _log.info("round=%d shrunk to %d: %s", index, k + others, room.cap)
         return k
+
+    def _room_beside(self, others: int) -> Room:
+        """What the budget has room for beside so many candidates and the replicates of a round."""
+        room = self._budget.room(self._history)
+        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
+        return room if room.trials is None else replace(room, trials=max(0, room.trials - needed))
 
     def _state(self, index: int, begun: int = 0) -> SearchState:
         history = self._history
