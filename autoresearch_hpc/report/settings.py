@@ -77,7 +77,7 @@ def read_settings(path: Path) -> Settings:
         agent=str(group("agent").get("name") or ""),
         cluster=str(cluster.get("kind") or ""),
         train_s=limits[1],
-        wall_limit_s=_wall_limit_s(str(task.get("kind")), *known, staged_s) if len(known) == 4 else None,
+        wall_limit_s=_wall_limit_s(str(task.get("kind")), *known, staged_s=staged_s) if len(known) == 4 else None,
         price_per_gpu_hour=_number(cluster.get("price_per_gpu_hour")) or 0.0,
         num_slots=_num_slots([_whole(tier.get("max_parallel"), None) for tier in _tiers(cluster)]),
         prices=dict(_prices(cluster.get("tiers"))),
@@ -115,7 +115,9 @@ def _prices(tiers: object) -> Iterator[tuple[str, float]]:
             yield str(name), price
 
 
-def _wall_limit_s(kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float, staged_s: float) -> float:
+def _wall_limit_s(
+    kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float, *, staged_s: float
+) -> float:
     return startup_s + train_s + grace_s + (0.0 if kind == "command" else eval_s + staged_s)
 
 

@@ -12,18 +12,18 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_dataset
 from fake_trial import FakeTrial
 
 from autoresearch_hpc import sandbox
-from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.records import Direction, Metric, Status, TrialSpec
+from autoresearch_hpc.dataset import MANIFEST, Dataset
+from autoresearch_hpc.files import read_json, write_json_atomic
+from autoresearch_hpc.records import Direction, Metric, Status, TrialSpec, to_json
 from autoresearch_hpc.trial import staging
 from autoresearch_hpc.trial.children import StopFlag, Stopped
 from autoresearch_hpc.trial.memory import bytes_left
@@ -77,6 +77,13 @@ def original(data: Path) -> bytes:
     return content(Dataset(data).open_rows("train"))
 
 
+def renamed(data: Path, root: Path) -> Path:
+    """The same rows as another data set."""
+    shutil.copytree(data, root)
+    write_json_atomic(root / MANIFEST, read_json(root / MANIFEST) | {"corpus": root.name})
+    return root
+
+
 @pytest.fixture
 def node(tmp_path: Path, tiny_dataset: Path) -> Node:
     return Node(tmp_path, tiny_dataset)
@@ -118,8 +125,6 @@ with staging.staged(from_json(TrialSpec, json.loads(sys.argv[2])), StopFlag()) a
 @contextmanager
 def worker(spec: TrialSpec, slow_s: float, **settings: Any) -> Iterator["subprocess.Popen[str]"]:
     """A process that stages as a worker does, each file taking `slow_s`, and reads until its standard input ends."""
-    from autoresearch_hpc.records import to_json
-
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(slow_s), json.dumps(to_json(spec))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **settings,
@@ -155,8 +160,6 @@ def test_the_first_copies_and_the_next_finds_it(node: Node, said: Callable[[], s
 
 
 def test_eight_at_once_copy_once_and_read_together(node: Node) -> None:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         workers = [stack.enter_context(worker(node.spec, 0.3)) for _ in range(8)]
         said = ["".join(until(process, "has it")) for process in workers]
@@ -343,7 +346,7 @@ def test_shared_files_that_are_not_the_manifests_are_not_staged(node: Node, said
 
 
 def test_data_sets_that_nobody_reads_make_way(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, held, recent = (write_dataset(tmp_path / f"set {i}", seed=i) for i in (1, 2, 3))
+    old, held, recent = (renamed(node.data, tmp_path / name) for name in ("old", "held", "recent"))
     for data in (old, held, recent):
         node.read(data)
     long_ago = time.time() - staging._KEEP_S - 60
@@ -427,24 +430,22 @@ say = lambda event: os.write(pipe, (json.dumps({"event": event}) + "\\n").encode
 say("clock")
 fds = socket.recv_fds(door, 1, 64)[1]
 print(*(os.readlink(f"/proc/self/fd/{fd}") for fd in fds), sep="\\n")
-for what in ("READ",):
-    try:
-        print(what, os.listdir(os.path.dirname(os.readlink(f"/proc/self/fd/{fds[0]}"))))
-    except OSError as error:
-        print(what, error.strerror)
+try:
+    print("READ", os.listdir(os.path.dirname(os.readlink(f"/proc/self/fd/{fds[0]}"))))
+except OSError as error:
+    print("READ", error.strerror)
 try:
     os.open(f"/proc/self/fd/{fds[0]}", os.O_RDWR)
     print("WRITTEN")
 except OSError as error:
     print("WRITE", error.strerror)
-MORE
 say("diverged")
 """
 
 
-def trial_of(node: Node, root: Path, more: str = "", **settings: Any) -> FakeTrial:
+def trial_of(node: Node, root: Path, **settings: Any) -> FakeTrial:
     return FakeTrial(
-        root, {"train.py": SCRIPT.replace("MORE", more)}, kind="gpt", data_dir=str(node.data), stage=str(node.disk),
+        root, {"train.py": SCRIPT}, kind="gpt", data_dir=str(node.data), stage=str(node.disk),
         stage_limit_s=20.0, metric=Metric(name="val_bpb", value=None, direction=Direction.min), **settings,
     )  # fmt: skip
 
