@@ -56,7 +56,7 @@ class Copy:
         self._fds: list[int] = []
         try:
             for path in (folder, *(folder / file.name for file in files)):
-                self._fds.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
             fcntl.flock(self._fds[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
             self.stamps = {file.name: _stamp(fd) for file, fd in zip(files, self._fds[1:], strict=True)}
         except OSError:

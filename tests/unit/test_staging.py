@@ -246,6 +246,11 @@ def replace_by_a_link(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -254,11 +259,22 @@ def replace_by_a_link(path: Path) -> None:
         lambda path: os.truncate(path, 10),
         Path.unlink,
         replace_by_a_link,
+        replace_by_a_pipe,
         lambda path: (path.parent / "copy.json").unlink(),
         lambda path: (path.parent / "copy.json").write_text('{"train-00'),
         lambda path: (path.parent / "copy.json").write_text("{}"),
     ],
-    ids=["overwritten", "and its times restored", "cut", "missing", "a link", "no record", "torn", "another record"],
+    ids=[
+        "overwritten",
+        "and its times restored",
+        "cut",
+        "missing",
+        "a link",
+        "a pipe",
+        "no record",
+        "torn",
+        "another record",
+    ],
 )
 def test_a_damaged_copy_is_made_anew(node: Node, said: Callable[[], str], damage: Callable[[Path], object]) -> None:
     node.read()
