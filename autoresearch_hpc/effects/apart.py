@@ -7,6 +7,7 @@ has died is replaced, once a request. A request without an answer is told in one
 
 import contextlib
 import logging
+import os
 import pickle
 import signal
 import subprocess
@@ -27,6 +28,8 @@ __all__ = ["FitProcess"]
 
 _START_S = 180.0  # the libraries from a slow network filesystem
 _TICK_S = 0.1
+# More are slower where others use the cores, too, and their sums would depend on the machine.
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +107,7 @@ class FitProcess:
             self._process = subprocess.Popen(
                 [sys.executable, *safe_path, "-m", "autoresearch_hpc.effects"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**os.environ, **_ONE_THREAD},
                 start_new_session=True,  # whoever interrupts the controller does not mean this one
             )  # fmt: skip
         except OSError as error:
