@@ -59,12 +59,13 @@ class Controller:
         combiner: Combiner,
         fanout: Fanout,
         budget: Budget,
+        fit: effects.FitProcess,
         stop: StopRequest,
     ) -> None:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
-        self._combiner, self._tables = combiner, report.Tables()
+        self._combiner, self._fit, self._tables = combiner, fit, report.Tables()
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
         self._schedule = Schedule(config, self._tiers, self._history, agent.incremental)
@@ -90,6 +91,7 @@ class Controller:
             raise
         finally:
             self._agent.close()
+            self._fit.close()
 
     def _go_on(self) -> str | None:
         """Do all that need not wait for a trial; why the run is over, None while it is not."""
@@ -224,7 +226,7 @@ class Controller:
         return {entry.id: self._maker.sources(entry.candidate.commit) for entry in failed if entry.candidate}
 
     def _think_ahead(self, round_: Round) -> None:
-        """Let the agent draft the next round while this one trains."""
+        """While this round trains let the agent draft the next one, and have ready what will be needed at its end."""
         index = round_.index + 1
         if (
             self._thought_of < index <= self._config.plan.num_rounds
@@ -232,6 +234,8 @@ class Controller:
             and self._schedule.is_full(round_)
         ):
             self._thought_of = index
+            if self._space and sum(len(r.entries) for r in self._history.rounds) >= effects.LEAST:
+                self._fit.start()
             self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
 
     @property
@@ -363,7 +367,8 @@ class Controller:
 
     def _analyse(self, round_: Round) -> None:
         """Note what all results together tell of the space's knobs, once they are enough to tell anything."""
-        found = self._space and effects.worth_telling(self._history.outcomes(), self._space, self._history.noise)
+        outcomes, noise = self._history.outcomes(), self._history.noise
+        found = self._space and effects.worth_telling(outcomes, self._space, noise, self._fit)
         if found:
             self._record("round.analysed", round=round_.index, effects=to_json(found))
             sure = [effect for effect in found.by_size if effect.significant]

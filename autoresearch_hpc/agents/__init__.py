@@ -130,7 +130,7 @@ def _sampler(brief: Brief, name: str, space: Space) -> Agent:
     if name in ("gp", "tpe"):
         options = {"startup_trials": config.startup_trials, **options}
     elif name == "factorial":
-        options = {"design": config.design, **options}
+        options = {"design": config.design, "fit": brief.fit, **options}
     try:
         return _SAMPLERS[name](space, brief.seed, brief.fixed, allow_repeats=config.allow_repeats, **options)
     except TypeError as error:

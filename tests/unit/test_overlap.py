@@ -24,6 +24,7 @@ from autoresearch_hpc.config import (
     ValidateConfig,
 )
 from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.effects import FitProcess
 from autoresearch_hpc.history import History, Round
 from autoresearch_hpc.journal import Journal, read
 from autoresearch_hpc.ledger import Ledger
@@ -149,6 +150,7 @@ class Desk:
             combiner=SimpleNamespace(propose=lambda history, index, k: []),  # type: ignore[arg-type]
             fanout=self.trainer,  # type: ignore[arg-type]
             budget=Budget(config=self.budget, tiers=self.tiers, job_limit_s=3600.0),
+            fit=FitProcess(),
             stop=StopRequest("resume"),
         )
 
