@@ -27,7 +27,9 @@ class CandidateMaker:
         commit = self._repo.commit(parent, files, f"{id_}: {proposal.title}")
         self._repo.keep(self._tag, id_, commit)
         patch, diff_lines = self._repo.diff(parent, commit)
-        settings = {**parent_knobs, **self.script_knobs(commit), **self._travelling(proposal)}
+        texts = {**self.texts(parent), **files}
+        script = knobs.read(texts[self._task.script], self._task.script) if self.rewrites else {}
+        settings = {**parent_knobs, **script, **self._travelling(proposal)}
         candidate = Candidate(
             id=id_,
             round=round_,
@@ -37,7 +39,7 @@ class CandidateMaker:
             knobs=settings,
             diff_lines=diff_lines,
             net_lines=_net_lines(patch),
-            fingerprint=fingerprint(self.texts(commit), {} if self.rewrites else settings),
+            fingerprint=fingerprint(texts, {} if self.rewrites else settings),
         )
         self._layout.candidate(id_).mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._layout.proposal(id_), to_json(candidate))
@@ -45,7 +47,7 @@ class CandidateMaker:
         self._repo.export(commit, self._task.export_paths, self._layout.src(id_))
         return candidate
 
-    def edit(self, proposal: Proposal, parent: str) -> Mapping[str, str | None]:
+    def edit(self, proposal: Proposal, parent: str) -> Mapping[str, str]:
         """The files that the proposal changes, with their new text."""
         editable = self._task.editable_paths
         forbidden = sorted(set(proposal.files) - set(editable))
@@ -54,7 +56,7 @@ class CandidateMaker:
                 f"a proposal changes {', '.join(forbidden)}",
                 f"only {', '.join(editable)} may be edited",
             )
-        files: dict[str, str | None] = dict(proposal.files)
+        files = dict(proposal.files)
         if proposal.knobs and self.rewrites:
             script = self._task.script
             text = files.get(script) or self._repo.read(parent, script)

@@ -145,7 +145,7 @@ class Combiner:
         begun = list(history.rounds[index].entries.values()) if index < len(history.rounds) else []
         most = min(plan.combine, (len(begun) + k) // 2) - sum(bool(entry.proposal.parts) for entry in begun)
         most = min(most, k)
-        if index < _FIRST_ROUND or most < 1 or plan.round(index).candidates or standing is None or not history.pool:
+        if index < _FIRST_ROUND or most < 1 or not plan.is_open(index) or standing is None or not history.pool:
             return []
         incumbent = self._version(history.entry(standing.candidate).candidate)
         entries = list(history.entries())

@@ -204,6 +204,10 @@ class PlanConfig:
             return RoundConfig()
         return self.rounds[min(index - self.first_round, len(self.rounds) - 1)]
 
+    def is_open(self, index: int) -> bool:
+        """Whether an agent fills round index, rather than the plan itself."""
+        return not self.round(index).candidates
+
     def num_candidates(self, index: int) -> int:
         """How many candidates round index has; at most, where an agent proposes them."""
         planned = self.round(index)
@@ -254,10 +258,12 @@ class TaskConfig:
     env: dict[str, str] = field(default_factory=dict)  # extra environment of the trial
     pass_env: list[str] = field(default_factory=list)  # your variables that pass into job and trial: NAME or PREFIX*
     sandbox: Sandbox = Sandbox.auto  # gpt: Landlock where there is one; only where; never
+    stage: str | None = None  # gpt: a directory of each node's own, for a copy of training data; $NAME is the node's
+    stage_limit_s: float = 300.0  # until that copy is there; a trial that waits longer reads the shared files
     metric: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
-        for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s"):
+        for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s", "stage_limit_s"):
             require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
         require(self.overrun_s >= 0, f"task.overrun_s={self.overrun_s}", "give 0 or more")
         require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
@@ -267,6 +273,11 @@ class TaskConfig:
                 f"task.pass_env: {name!r} names no environment variable",
                 "give names, or the beginning of some and a *: [MY_SETTING, SITE_*]",
             )
+        require(
+            not self.stage or self.stage.startswith(("/", "$")),
+            f"task.stage={self.stage} is no place on a node",
+            "give an absolute path, or one that begins with a variable of the node's: /local/scratch, $NODE_SCRATCH",
+        )
         if self.kind is TaskKind.command:
             require(
                 self.sandbox is not Sandbox.require,
@@ -302,7 +313,8 @@ class TaskConfig:
         """The longest a trial may take."""
         gpt = self.kind is TaskKind.gpt
         saved_s = max(self.grace_s, self.overrun_s) if gpt else self.grace_s
-        return self.startup_limit_s + self.train_s + saved_s + (self.eval_limit_s if gpt else 0.0)
+        staged_s = self.stage_limit_s if self.stage else 0.0
+        return self.startup_limit_s + self.train_s + saved_s + (staged_s + self.eval_limit_s if gpt else 0.0)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from autoresearch_hpc import decide, effects, report, space, views
 from autoresearch_hpc.agents import PlannedAgent
-from autoresearch_hpc.budget import Budget
+from autoresearch_hpc.budget import Budget, Room
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.combine import Combiner
 from autoresearch_hpc.config import Baseline, Config
@@ -59,12 +59,13 @@ class Controller:
         combiner: Combiner,
         fanout: Fanout,
         budget: Budget,
+        fit: effects.FitProcess,
         stop: StopRequest,
     ) -> None:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
         self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
-        self._combiner, self._tables = combiner, report.Tables()
+        self._combiner, self._fit, self._tables = combiner, fit, report.Tables()
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
         self._schedule = Schedule(config, self._tiers, self._history, agent.incremental)
@@ -90,6 +91,7 @@ class Controller:
             raise
         finally:
             self._agent.close()
+            self._fit.close()
 
     def _go_on(self) -> str | None:
         """Do all that need not wait for a trial; why the run is over, None while it is not."""
@@ -122,7 +124,9 @@ class Controller:
             return None if room.fits(1) else room.cap
         if index > self._config.plan.num_rounds:
             return "the plan is complete"
-        return self._budget.exhausted(self._history)
+        room = self._room_beside(0)
+        starved = index > 0 and self._config.plan.is_open(index) and not room.fits(1)
+        return self._budget.exhausted(self._history) or (room.cap if starved else None)
 
     def _open_round(self) -> str | None:
         """A new round, or more of the newest; why not, where the agent proposes nothing."""
@@ -165,14 +169,17 @@ class Controller:
 
     def _room_for(self, index: int, others: int, begun: int) -> int:
         """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
-        plan, room = self._config.plan, self._budget.room(self._history)
-        k = self._schedule.num_wanted(index, begun, others)
-        open_ = not plan.round(index).candidates  # explicit ones go out one after another, as room comes
-        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
-        if open_ and room.trials is not None and room.trials < k + needed:
-            k = max(0, room.trials - needed)
+        room, k = self._room_beside(others), self._schedule.num_wanted(index, begun, others)
+        if self._config.plan.is_open(index) and room.trials is not None and room.trials < k:
+            k = room.trials
             _log.info("round=%d shrunk to %d: %s", index, k + others, room.cap)
         return k
+
+    def _room_beside(self, others: int) -> Room:
+        """What the budget has room for beside so many candidates and the replicates of a round."""
+        room = self._budget.room(self._history)
+        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
+        return room if room.trials is None else replace(room, trials=max(0, room.trials - needed))
 
     def _state(self, index: int, begun: int = 0) -> SearchState:
         history = self._history
@@ -209,8 +216,7 @@ class Controller:
         start = self._history.start_commit
         base = {name: knob_value(value) for name, value in self._config.plan.base.items()}
         edited = self._maker.edit(Proposal(title="baseline", knobs=base), start)
-        files = {path: text for path, text in edited.items() if text is not None}
-        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **files}
+        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **edited}
 
     def _failed(self) -> dict[str, dict[str, str]]:
         """The files of the newest judged round's failed candidates."""
@@ -220,7 +226,7 @@ class Controller:
         return {entry.id: self._maker.sources(entry.candidate.commit) for entry in failed if entry.candidate}
 
     def _think_ahead(self, round_: Round) -> None:
-        """Let the agent draft the next round while this one trains."""
+        """While this round trains let the agent draft the next one, and have ready what will be needed at its end."""
         index = round_.index + 1
         if (
             self._thought_of < index <= self._config.plan.num_rounds
@@ -228,6 +234,8 @@ class Controller:
             and self._schedule.is_full(round_)
         ):
             self._thought_of = index
+            if self._space and sum(len(r.entries) for r in self._history.rounds) >= effects.LEAST:
+                self._fit.start()
             self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
 
     @property
@@ -359,7 +367,8 @@ class Controller:
 
     def _analyse(self, round_: Round) -> None:
         """Note what all results together tell of the space's knobs, once they are enough to tell anything."""
-        found = self._space and effects.worth_telling(self._history.outcomes(), self._space, self._history.noise)
+        outcomes, noise = self._history.outcomes(), self._history.noise
+        found = self._space and effects.worth_telling(outcomes, self._space, noise, self._fit)
         if found:
             self._record("round.analysed", round=round_.index, effects=to_json(found))
             sure = [effect for effect in found.by_size if effect.significant]

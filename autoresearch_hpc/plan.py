@@ -231,7 +231,7 @@ def _is_local(cluster: ClusterConfig) -> bool:
 def _proposed(loaded: Config) -> list[int]:
     """The rounds whose candidates an agent proposes."""
     plan = loaded.plan
-    return [i for i in range(plan.first_round, plan.num_rounds + 1) if not plan.round(i).candidates]
+    return [i for i in range(plan.first_round, plan.num_rounds + 1) if plan.is_open(i)]
 
 
 def _rounds(loaded: Config) -> Columns:

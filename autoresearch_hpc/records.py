@@ -208,8 +208,8 @@ class TrialSpec:
     """All that the worker on the compute node needs; `trial.json` in the trial's directory.
 
     Limits in seconds: `startup_limit_s` until the clock starts, `train_s` of training, `overrun_s` for the end of its
-    last step, `grace_s` from the end of the clock to a saved checkpoint, `eval_limit_s` for the evaluation. For
-    task=command only `train_s` + `grace_s` count.
+    last step, `grace_s` from the end of the clock to a saved checkpoint, `eval_limit_s` for the evaluation,
+    `stage_limit_s` for the data's way to the node, before all these. For task=command only `train_s` + `grace_s` count.
     """
 
     run: str
@@ -242,6 +242,8 @@ class TrialSpec:
     command: CommandSpec | None = None
     pass_env: tuple[str, ...] = ()  # variables that reach the trial beyond those that every trial gets
     sandbox: str = "auto"  # "auto" | "require" | "none"
+    stage: str | None = None  # a directory of the node's own for a copy of the training data, variables as given
+    stage_limit_s: float = 0.0
     schema: int = SCHEMA
 
 

@@ -9,6 +9,7 @@ never touched, and any number of controllers may work in one repository.
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -33,6 +34,7 @@ _STALE_LOCK_S = 10.0  # git itself holds a ref's lock for milliseconds
 _LOCK_POLL_S = 0.2
 # What git says without the system's reason; a lack of rights would have shown before, when it made the file.
 _CANNOT_WRITE = re.compile(r"couldn't write|unable to write new index file|Out of diskspace|couldn't close")
+_CACHED = 64  # answers that are kept: candidates of a round mostly have one parent
 _NO_COMMIT = "0" * 40
 
 
@@ -54,6 +56,8 @@ class Repo:
         self.root = Path(str(self._repo.working_tree_dir))
         # Without this, reading commands such as `git diff` may refresh, that is rewrite, the user's index.
         self._env = {"GIT_OPTIONAL_LOCKS": "0", **self._identity()}
+        self._read = functools.lru_cache(maxsize=_CACHED)(self._read_blob)
+        self._modes = functools.lru_cache(maxsize=_CACHED)(self._modes_in)
         try:
             self.head = self._git("rev-parse", "--verify", "HEAD^{commit}")
         except git.GitCommandError:
@@ -141,7 +145,13 @@ class Repo:
         return self.commit(self.head, files, "uncommitted changes at the start of the run")
 
     def read(self, commit: str, path: str) -> str:
-        """A file's text in a commit. Raises RepoError where it is not there or not text."""
+        """A file's text in a commit (its full hash: what it holds never changes).
+
+        Raises RepoError where it is not there or not text.
+        """
+        return self._read(commit, path)
+
+    def _read_blob(self, commit: str, path: str) -> str:
         try:
             data = self._bytes("cat-file", "blob", f"{commit}:{path}")
             return data.decode("utf-8")
@@ -186,7 +196,7 @@ class Repo:
         with storing(scratch), tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             self._write("read-tree", parent, env=index)
-            modes = self._modes(parent, list(files))
+            modes = self._modes(parent, tuple(files))
             for path, text in files.items():
                 if text is None:
                     self._write("update-index", "--force-remove", "--", path, env=index)
@@ -199,7 +209,7 @@ class Repo:
             tree = self._write("write-tree", env=index)
         return self._write("commit-tree", tree, "-p", parent, "-m", message)
 
-    def _modes(self, commit: str, paths: Sequence[str]) -> dict[str, str]:
+    def _modes_in(self, commit: str, paths: tuple[str, ...]) -> dict[str, str]:
         if not paths:
             return {}
         lines = self._git("ls-tree", "-z", commit, "--", *paths).split("\0")
@@ -240,8 +250,9 @@ class Repo:
 
     def diff(self, parent: str, commit: str) -> tuple[str, int]:
         """The patch from parent to commit, and how many lines it adds and removes."""
-        patch = self._git("diff", "--no-color", "--no-ext-diff", parent, commit, strip=False)
-        counts = [line.split("\t")[:2] for line in self._git("diff", "--numstat", parent, commit).splitlines()]
+        told = self._git("diff", "--numstat", "--patch", "--no-color", "--no-ext-diff", parent, commit, strip=False)
+        numbers, _, patch = told.partition("\n\n")
+        counts = [line.split("\t")[:2] for line in numbers.splitlines()]
         return patch, sum(int(n) for pair in counts for n in pair if n.isdigit())
 
     def require(self, commit: str, paths: Sequence[str]) -> None:
@@ -256,8 +267,11 @@ class Repo:
         """Write the commit's files at paths (pathspecs; "." is all) into target, which appears whole or not at all."""
         if target.is_dir():
             return
-        self.require(commit, paths)
-        archive = self._bytes("archive", "--format=tar", commit, "--", *paths)
+        try:
+            archive = self._bytes("archive", "--format=tar", commit, "--", *paths)
+        except git.GitCommandError:
+            self.require(commit, paths)
+            raise
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         with storing(target):

@@ -21,6 +21,7 @@ from autoresearch_hpc.config import Config
 from autoresearch_hpc.controller import Controller
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.desk import RunDesk
+from autoresearch_hpc.effects import FitProcess
 from autoresearch_hpc.errors import ClusterError, RepoError
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import sha256_text, write_text_atomic
@@ -150,7 +151,8 @@ def _controller(
         data_sha256=dataset.manifest.sha256 if dataset else None,
     )
     maker = CandidateMaker(repo, layout, config.task, tag)
-    brief = replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd))
+    fit = FitProcess(stop.check)
+    brief = replace(brief, desk=RunDesk(layout, ledger, screen, stop, config.budget.llm_usd), fit=fit)
     budget = Budget(
         config=config.budget,
         tiers=Tiers.of(config),
@@ -169,6 +171,7 @@ def _controller(
         combiner=Combiner(brief, maker, repo.merge),
         fanout=fanout,
         budget=budget,
+        fit=fit,
         stop=stop,
     )
 

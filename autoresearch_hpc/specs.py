@@ -62,6 +62,8 @@ class SpecWriter:
             command=_command(self.task, candidate),
             pass_env=tuple(self.task.pass_env),
             sandbox=self.task.sandbox.value,
+            stage=self.task.stage,
+            stage_limit_s=self.task.stage_limit_s,
         )
         write_json_atomic(paths.spec, to_json(spec))
         return spec

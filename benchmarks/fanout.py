@@ -17,17 +17,17 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from on_sandbox import Calls, repository, sandbox, watched
+from on_sandbox import Calls, Watched, repository, sandbox, watched
 
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import read
 from autoresearch_hpc.layout import RunLayout
 
-K = 16
+QUESTIONS = ("squeue", "sacct")
 
 SCRIPT = """\
 import time
@@ -91,13 +91,20 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One contender's turn: seconds of each round, calls of Slurm's commands a minute, share of a core."""
+    """One contender's turn: seconds of each round, calls of Slurm's commands a minute, share of a core.
+
+    What is known of ours alone: the trials' own seconds of each round, the longest; from the submission until the last
+    worker begins; from the last result to the next array; queries a minute and share of a core while all trials run.
+    """
 
     rounds: list[float]
     calls: float
     queries: float
     cpu: float
-    gaps: list[float]  # from the last result to the next array, where that can be told
+    longest: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    waiting: tuple[float, float] = (0.0, 0.0)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -121,8 +128,15 @@ def main(words: Sequence[str] | None = None) -> int:
         figures = [f"{median:8.2f}s", f"{median - options.seconds:8.2f}s", f"{max(rounds):8.2f}s"]
         figures += [f"{statistics.median(getattr(t, what) for t in turns):10.1f}" for what in ("calls", "queries")]
         print(f"{name:9} {' '.join(figures)} {statistics.median(t.cpu for t in turns):9.1%}")
-    gaps = [gap for turn in found["ours"] for gap in turn.gaps]
-    print(f"ours, last result to next array: median {statistics.median(gaps):.2f} s, worst {max(gaps):.2f} s")
+    for what, each in {
+        "the longest trial of a round, by its worker": [t.longest for t in found["ours"]],
+        "array submitted to last worker begun": [t.starts for t in found["ours"]],
+        "last result to next array": [t.gaps for t in found["ours"]],
+    }.items():
+        values = [value for turn in each for value in turn]
+        print(f"ours, {what}: median {statistics.median(values):.2f} s, worst {max(values):.2f} s")
+    queries, cpu = (statistics.median(turn.waiting[i] for turn in found["ours"]) for i in (0, 1))
+    print(f"ours, while all trials of a round run: {queries:.1f} queries a minute, {cpu:.1%} of a core")
     return 0
 
 
@@ -131,16 +145,24 @@ def _ours(name: str, place: Path, calls: Calls, options: argparse.Namespace) -> 
     files["conf/round/fanout.yaml"] = PLAN.format(rounds=options.rounds, python=sys.executable)
     root = repository(place / "repository", files)
     argv = [sys.executable, "-m", "autoresearch_hpc", "+round=fanout", "tag=fanout"]
-    code, alive_s, cpu_s = watched(argv, root, calls.environment, place / "log")
-    assert code == 0, (place / "log").read_text()[-2000:]
+    done = watched(argv, root, calls.environment, place / "log")
+    assert done.code == 0, (place / "log").read_text()[-2000:]
     history = History.replay(read(RunLayout(root / "runs" / "fanout").journal))
     ends = [_when(round_.closed_at) for round_ in history.rounds]
-    gaps = [
-        _when(after.submitted_at) - max(_written(trial.result) for trial in before.trials)
-        for before, after in itertools.pairwise(history.rounds)
-    ]
-    rounds = [end - begin for begin, end in itertools.pairwise(ends)]
-    return _measured(rounds, calls, alive_s, cpu_s, gaps)
+    submitted = [_when(round_.submitted_at) for round_ in history.rounds]
+    results = [[trial.result for trial in round_.trials if trial.result] for round_ in history.rounds]
+    begun = [[_when(result.started_at) for result in each] for each in results]
+    written = [[_when(result.ended_at) for result in each] for each in results]
+    waits = [(max(begin), min(end)) for begin, end in zip(begun, written, strict=True)]
+    asked = [at for name, at in calls.times() if name in QUESTIONS]
+    queries = sum(begin <= at <= end for begin, end in waits for at in asked)
+    return replace(
+        _measured([end - begin for begin, end in itertools.pairwise(ends)], calls, done),
+        longest=[max(result.phases.total_s or 0.0 for result in each) for each in results],
+        starts=[max(begin) - at for begin, at in zip(begun, submitted, strict=True)],
+        gaps=[after - max(last) for last, after in zip(written, submitted[1:], strict=False)],
+        waiting=(queries / (sum(end - begin for begin, end in waits) / 60), done.share(waits)),
+    )
 
 
 def _other(name: str, place: Path, calls: Calls, options: argparse.Namespace) -> Measured:
@@ -149,29 +171,24 @@ def _other(name: str, place: Path, calls: Calls, options: argparse.Namespace) ->
     (place / "fit.py").write_text(SCRIPT.format(seconds=options.seconds))
     job = shlex.join([sys.executable, "-S", str(place / "fit.py")])
     argv = [sys.executable, str(script), str(options.rounds), str(place), job]
-    code, alive_s, cpu_s = watched(argv, place, calls.environment, place / "log")
+    done = watched(argv, place, calls.environment, place / "log")
     text = (place / "log").read_text()
-    assert code == 0, text[-2000:]
+    assert done.code == 0, text[-2000:]
     rounds = [float(line.split()[1]) for line in text.splitlines() if line.startswith("ROUND")]
-    return _measured(rounds, calls, alive_s, cpu_s, [])
+    return _measured(rounds, calls, done)
 
 
-def _measured(rounds: list[float], calls: Calls, alive_s: float, cpu_s: float, gaps: list[float]) -> Measured:
-    counts = calls.counts()
-    asked = counts.get("squeue", 0) + counts.get("sacct", 0)
-    minutes = alive_s / 60
+def _measured(rounds: list[float], calls: Calls, done: Watched) -> Measured:
+    counts, minutes = calls.counts(), done.alive_s / 60
+    asked = sum(counts.get(name, 0) for name in QUESTIONS)
     return Measured(
-        rounds=rounds, calls=sum(counts.values()) / minutes, queries=asked / minutes, cpu=cpu_s / alive_s, gaps=gaps
+        rounds=rounds, calls=sum(counts.values()) / minutes, queries=asked / minutes, cpu=done.cpu_s / done.alive_s
     )
 
 
 def _when(text: str | None) -> float:
     assert text
     return datetime.fromisoformat(text).timestamp()
-
-
-def _written(result: object) -> float:
-    return _when(getattr(result, "ended_at", None))
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ class Headline:
         argv = [sys.executable, "-m", "autoresearch_hpc", "+round=cookbook", f"tag={tag}", *words, *self._words]
         log = self._folder / f"{tag}.log"
         # At a SIGTERM the controller leaves its trials in the queue, and who resumes takes their results.
-        code, _, _ = watched(argv, self._root, environment, log, deadline.over, signal.SIGTERM)
+        code = watched(argv, self._root, environment, log, deadline.over, signal.SIGTERM).code
         if code and not deadline.over():
             sys.exit(f"headline.py: {tag} ended with status {code}: {log.read_text(errors='replace')[-2000:]}")
         return _done(layout)

@@ -53,6 +53,7 @@ from autoresearch_hpc.config import (
     ValidateConfig,
 )
 from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.effects import FitProcess
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.history import History
@@ -321,6 +322,17 @@ class Branch:
         return "Make val_bpb smaller.\n"
 
 
+class Fits(FitProcess):
+    """Remembers how large it was."""
+
+    peak_mb = 0.0
+
+    def close(self) -> None:
+        if self._process:
+            self.peak_mb = peak_mb(self._process.pid)
+        super().close()
+
+
 class Seat:
     """A controller of the run, put together as `search` does."""
 
@@ -350,7 +362,8 @@ class Seat:
             view=view or PlainView(),
             stop=stop,
         )
-        self.brief = Brief(config=settings.agent, plan=settings.plan, space=space)
+        self.fit = Fits()
+        self.brief = Brief(config=settings.agent, plan=settings.plan, space=space, fit=self.fit)
         self.controller = Controller(
             settings,
             layout=layout,
@@ -361,6 +374,7 @@ class Seat:
             combiner=Combiner(self.brief, maker, lambda base, ours, theirs: ours),  # type: ignore[arg-type]
             fanout=fanout,
             budget=self.budget,
+            fit=self.fit,
             stop=stop,
         )
 
@@ -368,7 +382,8 @@ class Seat:
         from autoresearch_hpc.agents import _SAMPLERS
 
         sampler = {**_SAMPLERS, "tinkerer": Tinkerer}[name]
-        return PlannedAgent(self.config.plan, sampler(self.space, 0, {}))
+        options = {"fit": self.fit} if name == "factorial" else {}
+        return PlannedAgent(self.config.plan, sampler(self.space, 0, {}, **options))
 
     def _start(self) -> None:
         tiers = Tiers.of(self.config)
@@ -377,6 +392,7 @@ class Seat:
         self.ledger.record("run.started", **start, deciding_tier=tiers.validates)
 
     def close(self) -> None:
+        self.fit.close()
         self._journal.close()
 
 
@@ -431,9 +447,9 @@ def cut(layout: RunLayout, to: Path, trials: int) -> RunLayout | None:
 # measuring: each of these runs in a process of its own
 
 
-def peak_mb() -> float:
-    """Of this process alone: what rusage tells begins with its parent's."""
-    words = Path("/proc/self/status").read_text(encoding="ascii").split()
+def peak_mb(process: int | str = "self") -> float:
+    """Of one process alone: what rusage tells begins with its parent's."""
+    words = Path(f"/proc/{process}/status").read_text(encoding="ascii").split()
     return int(words[words.index("VmHWM:") + 1]) / 1024
 
 
@@ -470,6 +486,7 @@ def resume(root: Path, tiers: bool, trials: int) -> dict[str, float]:
     idle = peak_mb()
     seat.controller.run()
     found = {"ready s": ready_s, "run s": time.perf_counter() - begun - ready_s, "MB idle": idle, "MB run": peak_mb()}
+    found["MB of its fits"] = seat.fit.peak_mb
     seat.close()
     history = seat.ledger.history
     del seat  # as at the end of `search.run`
@@ -535,7 +552,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
             history.outstanding,
             history.find(decide.standing(history)),
             collect.faulty_nodes(history, 2),
-            controller._may_go_on(),
+            controller._schedule.may_go_on(),
         ),
         "live table": lambda: console._console.render_lines(
             screen(history, settings_of(settings), watch, {}, max_rows=20)
@@ -549,7 +566,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
         "decide.further": lambda: decide.further(history, round_, settings.decide, place),
         "decide.judge": lambda: decide.judge(history, round_, settings.decide, place),
         "write the tables": lambda: write_tables(history, seat.layout),
-        "effects": lambda: effects.worth_telling(history.outcomes(), space, history.noise),
+        "effects": lambda: effects.worth_telling(history.outcomes(), space, history.noise, seat.fit),
     }
     for name, act in per_round.items():
         act()  # imports, and what is remembered from round to round
@@ -561,7 +578,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
         found[f"ask: {name}"] = timed(lambda agent=agent: agent.ask(state, K), most=3)
     found["MB peak"] = peak_mb()
     seat.close()
-    return found
+    return {**found, "MB of its fits": seat.fit.peak_mb}
 
 
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {

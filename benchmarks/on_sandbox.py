@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +45,18 @@ class Calls:
         self._log.touch()
         for name in COMMANDS:
             real = shutil.which(name, path=environment["PATH"])
-            (folder / name).write_text(f'#!/bin/sh\necho {name} >> {self._log}\nexec {real} "$@"\n')
+            (folder / name).write_text(f'#!/bin/bash\necho {name} $EPOCHREALTIME >> {self._log}\nexec {real} "$@"\n')
             (folder / name).chmod(0o755)
         self.environment = {**environment, "PATH": f"{folder}:{environment['PATH']}"}
 
     def counts(self) -> dict[str, int]:
         """Command -> how often it was called so far."""
-        return dict(sorted(Counter(self._log.read_text().split()).items()))
+        return dict(sorted(Counter(name for name, _ in self.times()).items()))
+
+    def times(self) -> list[tuple[str, float]]:
+        """Each call's command and moment."""
+        lines = (line.split() for line in self._log.read_text().splitlines())
+        return [(name, float(moment)) for name, moment in lines]
 
 
 def repository(root: Path, files: Mapping[str, str]) -> Path:
@@ -65,6 +71,28 @@ def repository(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """A command that has ended: its exit code and seconds; moments with the CPU seconds that it had used by then.
+
+    CPU seconds are those of children that it has waited for, too.
+    """
+
+    code: int
+    alive_s: float
+    used: list[tuple[float, float]]
+
+    @property
+    def cpu_s(self) -> float:
+        return self.used[-1][1]
+
+    def share(self, spans: Iterable[tuple[float, float]]) -> float:
+        """CPU seconds a second, over spans of begin and end."""
+        inside = [[used for used in self.used if begin <= used[0] <= end] for begin, end in spans]
+        steps = [(part[-1][0] - part[0][0], part[-1][1] - part[0][1]) for part in inside if part]
+        return sum(cpu_s for _, cpu_s in steps) / (sum(seconds for seconds, _ in steps) or 1.0)
+
+
 def watched(
     argv: Sequence[str],
     cwd: Path,
@@ -72,20 +100,17 @@ def watched(
     log: Path,
     end_when: Callable[[], bool] = bool,
     number: signal.Signals = signal.SIGKILL,
-) -> tuple[int, float, float]:
-    """Run a command: its exit code, seconds, CPU seconds (those of children that it has waited for, too).
-
-    As soon as `end_when` says so it gets the signal `number`.
-    """
-    began, cpu_s = time.monotonic(), 0.0
+) -> Watched:
+    """Run a command. As soon as `end_when` says so it gets the signal `number`."""
+    began, used = time.monotonic(), [(time.time(), 0.0)]
     with log.open("ab") as file:
         process = subprocess.Popen(argv, cwd=cwd, env=environment, stdout=file, stderr=file)
     while process.poll() is None:
-        cpu_s = max(cpu_s, _cpu_s(process.pid))
+        used.append((time.time(), max(used[-1][1], _cpu_s(process.pid))))
         if end_when():
             process.send_signal(number)
         time.sleep(0.25)
-    return process.returncode, time.monotonic() - began, cpu_s
+    return Watched(code=process.returncode, alive_s=time.monotonic() - began, used=used)
 
 
 def _cpu_s(pid: int) -> float:

@@ -147,10 +147,10 @@ class Run:
 
         argv = [sys.executable, "-m", "autoresearch_hpc", "+round=scale", "tag=scale"]
         log, environment = self._root.parent / "log", self._calls.environment
-        code, alive_s, cpu_s = watched(argv, self._root, environment, log, far_enough)
-        self._alive_s += alive_s
-        self._cpu_s += cpu_s
-        return code
+        done = watched(argv, self._root, environment, log, far_enough)
+        self._alive_s += done.alive_s
+        self._cpu_s += done.cpu_s
+        return done.code
 
     # what came of it
 

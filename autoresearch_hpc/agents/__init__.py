@@ -63,12 +63,12 @@ class PlannedAgent:
         self._proposer = proposer
 
     def ask(self, state: SearchState, k: int) -> Sequence[Proposal]:
-        agent: Agent = self._planned if self._plan.round(state.index).candidates else self._proposer
+        agent: Agent = self._proposer if self._plan.is_open(state.index) else self._planned
         return agent.ask(state, k)
 
     def incremental(self, index: int) -> bool:
         """Whether a part of round `index` may be asked for, and the rest later."""
-        return not self._plan.round(index).candidates and bool(getattr(self._proposer, "incremental", False))
+        return self._plan.is_open(index) and bool(getattr(self._proposer, "incremental", False))
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         self._planned.tell(outcomes)
@@ -76,7 +76,7 @@ class PlannedAgent:
 
     def prepare(self, state: SearchState, k: int) -> None:
         """Let the proposer think ahead of round `state.index`, if it is one that does and the round is its own."""
-        if isinstance(self._proposer, Farsighted) and not self._plan.round(state.index).candidates:
+        if isinstance(self._proposer, Farsighted) and self._plan.is_open(state.index):
             self._proposer.prepare(state, k)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ def build(brief: Brief) -> PlannedAgent:
     """
     plan = brief.plan
     rounds = range(plan.first_round, plan.num_rounds + 1)
-    open_rounds = [index for index in rounds if not plan.round(index).candidates]
+    open_rounds = [index for index in rounds if plan.is_open(index)]
     proposer = _proposer(brief, needed=bool(open_rounds))
     if brief.config.name == "plan" and open_rounds:
         raise ConfigError(
@@ -130,7 +130,7 @@ def _sampler(brief: Brief, name: str, space: Space) -> Agent:
     if name in ("gp", "tpe"):
         options = {"startup_trials": config.startup_trials, **options}
     elif name == "factorial":
-        options = {"design": config.design, **options}
+        options = {"design": config.design, "fit": brief.fit, **options}
     try:
         return _SAMPLERS[name](space, brief.seed, brief.fixed, allow_repeats=config.allow_repeats, **options)
     except TypeError as error:

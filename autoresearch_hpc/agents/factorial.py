@@ -42,11 +42,18 @@ class FactorialAgent(Sampler):
     incremental = False  # a design is a whole wave
 
     def __init__(
-        self, space: Space, seed: int, fixed: Knobs, *, allow_repeats: bool = False, design: DesignConfig | None = None
+        self,
+        space: Space,
+        seed: int,
+        fixed: Knobs,
+        *,
+        allow_repeats: bool = False,
+        design: DesignConfig | None = None,
+        fit: effects.Fit = effects.fit,
     ) -> None:
         """Raises ConfigError for a factor that is no knob of the space."""
         super().__init__(space, seed, fixed, allow_repeats=allow_repeats)
-        self._design = design or DesignConfig()
+        self._design, self._fit = design or DesignConfig(), fit
         named = self._design.factors or list(space.names)
         if unknown := [name for name in named if name not in space.domains]:
             raise ConfigError(f"agent.design.factors: {', '.join(unknown)} is no knob of the space", "name its knobs")
@@ -115,7 +122,7 @@ class FactorialAgent(Sampler):
             elif kind is DesignKind.two_level:
                 yield from self._two_level(state, k, near, self._factors)
             return
-        model = effects.fit(self._heard(state), self._space, state.noise)
+        model = self._fit(self._heard(state), self._space, state.noise)
         slope = Slope(model, self._factors, near, state.direction) if model else None
         if slope is None or not slope.alive:
             _log.info("round=%d agent=%s no effect stands out: span %.3g", state.index, self.origin, near.span)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from autoresearch_hpc import effects
 from autoresearch_hpc.agent_config import AgentConfig
 from autoresearch_hpc.config import PlanConfig
 from autoresearch_hpc.records import Knobs, Outcome, Proposal, SearchState
@@ -79,7 +80,8 @@ class Brief:
     """What an agent is built from.
 
     `fixed` gives SEQ_LEN and VOCAB_SIZE to the space's bounds. `script` is the editable file whose constants are the
-    knobs; None where knobs travel beside it. Without a desk an agent can only be built, not asked.
+    knobs; None where knobs travel beside it. Without a desk an agent can only be built, not asked. `fit` estimates the
+    effects of knobs; a controller's does so in another process.
     """
 
     config: AgentConfig
@@ -89,3 +91,4 @@ class Brief:
     fixed: Knobs = field(default_factory=dict)
     script: str | None = None
     desk: Desk | None = None
+    fit: effects.Fit = effects.fit

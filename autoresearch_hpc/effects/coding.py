@@ -5,7 +5,7 @@ the commonest has a code of its own: +1 where it is the one.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autoresearch_hpc.config import KnobType
@@ -13,7 +13,17 @@ from autoresearch_hpc.estimates import Factor
 from autoresearch_hpc.records import Knobs, KnobValue, Outcome, Verdict
 from autoresearch_hpc.space import Domain, Space
 
-__all__ = ["Code", "Coding", "comparable"]
+__all__ = ["Code", "Coding", "Observation", "comparable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Of an outcome what a model is fitted to. `setting` is of the space's knobs; what failed has no value."""
+
+    setting: Knobs
+    value: float | None
+    num_trials: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +56,10 @@ class Coding:
     codes: tuple[Code, ...]
 
     @classmethod
-    def of(cls, settings: Sequence[Knobs], space: Space) -> "Coding":
-        """Codes over what these settings, all inside the space, have tried."""
+    def of(cls, settings: Sequence[Knobs], domains: Mapping[str, Domain]) -> "Coding":
+        """Codes over what these settings, all inside the domains, have tried."""
         codes: list[Code] = []
-        for name, domain in space.domains.items():
+        for name, domain in domains.items():
             values = [setting[name] for setting in settings]
             if domain.type is KnobType.choice:
                 codes += _of_choices(name, domain, values)
@@ -68,12 +78,12 @@ class Coding:
         return {code.name: code(setting[code.knob]) for code in self.codes}
 
 
-def comparable(outcomes: Sequence[Outcome], space: Space) -> list[tuple[Knobs, Outcome]]:
-    """Outcomes that differ in nothing but the space's knobs, with their settings.
+def comparable(outcomes: Sequence[Outcome], space: Space) -> list[Observation]:
+    """Of the outcomes that differ in nothing but the space's knobs.
 
     An edit of code that was kept is in all that came after it, so they begin anew with it; others are left out.
     """
-    found: list[tuple[Knobs, Outcome]] = []
+    found: list[Observation] = []
     for outcome in outcomes:
         setting = space.setting(outcome)
         if outcome.proposal.files:
@@ -81,7 +91,11 @@ def comparable(outcomes: Sequence[Outcome], space: Space) -> list[tuple[Knobs, O
                 continue
             found = []
         if setting is not None:
-            found.append((setting, outcome))
+            found.append(
+                Observation(
+                    setting=setting, value=outcome.value, num_trials=max(outcome.num_trials, 1), kind=outcome.kind
+                )
+            )
     return found
 
 

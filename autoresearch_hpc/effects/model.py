@@ -21,11 +21,11 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoresearch_hpc.effects.coding import Coding, comparable
+from autoresearch_hpc.effects.coding import Coding, Observation, comparable
 from autoresearch_hpc.estimates import SIGNIFICANT, Effect, Effects, Term
 from autoresearch_hpc.gains import Noise
 from autoresearch_hpc.records import Knobs, Outcome
-from autoresearch_hpc.space import Space
+from autoresearch_hpc.space import Domain, Space
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["Model", "fit"]
+__all__ = ["LEAST", "Model", "estimate", "fit"]
 
+LEAST = 3  # good observations
 _LEAST_OWN = {Term.main: 0.05, Term.curvature: 0.2, Term.interaction: 0.2}  # of a column, not explained by earlier ones
 _ALIASED = 0.5  # correlation from which on a term that did not enter is named beside one that did
 _TOGETHER = 0.95  # correlation from which on squares are one
@@ -69,23 +70,29 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
 
     `noise` is that of one trial. Settings are those of the space; others are not looked at.
     """
+    return estimate(comparable(outcomes, space), space.domains, noise)
+
+
+def estimate(
+    observations: Sequence[Observation], domains: Mapping[str, Domain], noise: Noise | None = None
+) -> Model | None:
+    """The same of what `comparable` has found."""
     import numpy as np
 
-    pairs = comparable(outcomes, space)
-    good = [(setting, o.value, o) for setting, o in pairs if o.value is not None]
-    settings = [setting for setting, _, _ in good]
-    coding = Coding.of(settings, space) if good else Coding(codes=())
-    if not coding.codes or len(good) < 3:
+    good = [(o.value, o) for o in observations if o.value is not None]
+    settings = [o.setting for _, o in good]
+    coding = Coding.of(settings, domains) if good else Coding(codes=())
+    if not coding.codes or len(good) < LEAST:
         return None
-    y = np.array([value for _, value, _ in good])
-    weights = np.array([float(max(o.num_trials, 1)) for _, _, o in good])
-    blocks = _blocks([o.kind for _, _, o in good])
+    y = np.array([value for value, _ in good])
+    weights = np.array([float(o.num_trials) for _, o in good])
+    blocks = _blocks([o.kind for _, o in good])
     rows = [coding.row(setting) for setting in settings]
     taken, aliases, lost = _choose(_columns(coding, rows, y), blocks, weights)
     if not taken:
         return None
     fitted = _least_squares(y, [*blocks, *(column.values for column in taken)], weights)
-    groups = [(o.kind, *row.values()) for row, (_, _, o) in zip(rows, good, strict=True)]
+    groups = [(o.kind, *row.values()) for row, (_, o) in zip(rows, good, strict=True)]
     first = 1 + len(blocks)
     error = _error(fitted, first, y, weights, groups, noise)
     effects = tuple(
@@ -97,7 +104,7 @@ def fit(outcomes: Sequence[Outcome], space: Space, noise: Noise | None = None) -
         effects=effects,
         centre=float(fitted.params[0]),
         num_outcomes=len(good),
-        num_failed=len(pairs) - len(good),
+        num_failed=len(observations) - len(good),
         sd=error.sd,
         df=error.df,
         error=error.source,
@@ -193,10 +200,10 @@ def _choose(
 
 def _least_squares(y: "Vector", columns: Sequence["Vector"], weights: "Vector") -> Any:
     import numpy as np
-    import statsmodels.api as sm
+    from statsmodels.regression.linear_model import WLS  # statsmodels.api imports twice as much
 
     matrix = np.column_stack([np.ones(len(y)), *columns])
-    return sm.WLS(y, matrix, weights=weights).fit()
+    return WLS(y, matrix, weights=weights).fit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

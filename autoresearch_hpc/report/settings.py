@@ -69,6 +69,7 @@ def read_settings(path: Path) -> Settings:
     planned = max(len(rounds), 1) - (plan.get("baseline") == "joined") if isinstance(rounds, list) else None
     limits = [_number(task.get(key)) for key in ("startup_limit_s", "train_s", "grace_s", "eval_limit_s")]
     known = [limit for limit in limits if limit is not None]
+    staged_s = (_number(task.get("stage_limit_s")) or 0.0) if task.get("stage") else 0.0
     return Settings(
         plan=str(plan.get("name") or ""),
         description=str(plan.get("description") or ""),
@@ -76,7 +77,7 @@ def read_settings(path: Path) -> Settings:
         agent=str(group("agent").get("name") or ""),
         cluster=str(cluster.get("kind") or ""),
         train_s=limits[1],
-        wall_limit_s=_wall_limit_s(str(task.get("kind")), *known) if len(known) == 4 else None,
+        wall_limit_s=_wall_limit_s(str(task.get("kind")), *known, staged_s=staged_s) if len(known) == 4 else None,
         price_per_gpu_hour=_number(cluster.get("price_per_gpu_hour")) or 0.0,
         num_slots=_num_slots([_whole(tier.get("max_parallel"), None) for tier in _tiers(cluster)]),
         prices=dict(_prices(cluster.get("tiers"))),
@@ -114,8 +115,10 @@ def _prices(tiers: object) -> Iterator[tuple[str, float]]:
             yield str(name), price
 
 
-def _wall_limit_s(kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float) -> float:
-    return startup_s + train_s + grace_s + (0.0 if kind == "command" else eval_s)
+def _wall_limit_s(
+    kind: str, startup_s: float, train_s: float, grace_s: float, eval_s: float, *, staged_s: float
+) -> float:
+    return startup_s + train_s + grace_s + (0.0 if kind == "command" else eval_s + staged_s)
 
 
 def _number(value: object) -> float | None:

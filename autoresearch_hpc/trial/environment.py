@@ -23,8 +23,7 @@ def child_environment(
     if private:
         env["PYTHONPATH"] = os.pathsep.join(_outside(env.get("PYTHONPATH", ""), private))
         env.update(HOME=str(private / "home"), TMPDIR=str(private / "tmp"), PYTHONSAFEPATH="1")
-        env.update(TORCHINDUCTOR_CACHE_DIR=str(caches / "inductor"), TRITON_CACHE_DIR=str(caches / "triton"))
-        env.update(CUDA_CACHE_PATH=str(caches / "cuda"))
+        env.update(compiler_caches(caches))
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "inductor"))  # these race on network filesystems
     env.setdefault("TRITON_CACHE_DIR", str(caches / "triton"))
     env.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve each other once a core is shared
@@ -36,6 +35,18 @@ def child_environment(
         env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     env.update(extra)
     return {name: value for name, value in env.items() if value or name != "PYTHONPATH"}
+
+
+def compiler_caches(caches: Path) -> dict[str, str]:
+    """The variables that make compilers keep what they compile below `caches`."""
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "CUDA_CACHE_PATH": "cuda",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash_attention",
+    }
+    variables = {name: str(caches / folder) for name, folder in folders.items()}
+    return {**variables, "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1"}  # off unless asked for: 9 s at every start
 
 
 def _outside(search_path: str, private: Path) -> list[str]:

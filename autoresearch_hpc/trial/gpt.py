@@ -36,6 +36,7 @@ from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
 from autoresearch_hpc.trial.scratch import Scratch
 from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
+from autoresearch_hpc.trial.staging import Copy
 
 MAX_SCRATCH_BYTES = 64 << 30
 OVERRUN_SHARE = 0.01  # of the training time is always allowed
@@ -63,9 +64,16 @@ class GptTrial:
     """One training and one evaluation; `run` gives the ending."""
 
     def __init__(
-        self, spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu_name: str | None = None
+        self,
+        spec: TrialSpec,
+        paths: TrialPaths,
+        phases: PhaseLog,
+        stop: StopFlag,
+        gpu_name: str | None = None,
+        copy: Copy | None = None,
     ) -> None:
-        self._gpu_name = gpu_name
+        """With a copy of the training data, that is what it trains on."""
+        self._gpu_name, self._copy = gpu_name, copy
         self._spec, self._paths, self._phases, self._stop = spec, paths, phases, stop
         self._facts: dict[str, Any] = {}
         self._oom_kills = oom_kills()
@@ -175,7 +183,7 @@ class GptTrial:
     def _train(self, trainer: Child, data: Dataset | None) -> Ending | None:
         """Follow the trainer to its checkpoint and its exit. None when all went well."""
         spec = self._spec
-        fds = data.open_rows("train") if data else []
+        fds = self._copy.open_rows() if self._copy else data.open_rows("train") if data else []
         try:
             if not trainer.wait(self._on_start, spec.startup_limit_s, self._stop, self._watch):
                 return self._trainer_failed(trainer, "start-up and compilation", spec.startup_limit_s)

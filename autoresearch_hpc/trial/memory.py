@@ -1,9 +1,12 @@
-"""Whether the kernel has killed for want of memory: a child that it kills says nothing, its control group counts it.
+"""What a job's control group says of its memory: how much is left, and whether the kernel has killed for want of it.
+
+A child that is killed says nothing; its group counts it.
 
 A job's group is a line of /proc/self/cgroup, and a directory where /proc/self/mountinfo says that its hierarchy is
 mounted. Version 1 counts in `memory.oom_control`, version 2 in `memory.events`; both as a line `oom_kill 3`.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -22,6 +25,21 @@ def oom_kills(proc: Path = Path("/proc/self")) -> int | None:
         return None
     counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
     return int(counts[0]) if counts and counts[0].isdigit() else None
+
+
+def bytes_left(proc: Path = Path("/proc/self")) -> int | None:
+    """Bytes of memory that this process's group and those above it may still take; None where there is no limit."""
+    try:
+        counter = _counter((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
+    except (OSError, ValueError):
+        return None
+    old = counter is not None and counter.name == "memory.oom_control"
+    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+    left = []
+    for group in counter.parents if counter else ():
+        with contextlib.suppress(OSError, ValueError):  # no group any more, or one without a limit
+            left.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    return min(left, default=None)
 
 
 def told_by_slurm(log: Path) -> bool:

@@ -48,13 +48,16 @@ class Scratch:
         os.close(self._owner)
 
 
-def node_directory() -> Path:
-    """This user's directory on the node. Raises OSError where somebody else has made it."""
-    base = Path(tempfile.gettempdir()).resolve() / f"autoresearch_hpc-{os.getuid()}"
+def node_directory(parent: Path | None = None) -> Path:
+    """This user's directory on the node, for temporary files or below `parent`.
+
+    Raises OSError where there is no parent, or somebody else has made it.
+    """
+    base = (parent or Path(tempfile.gettempdir())).resolve() / f"autoresearch_hpc-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     found = base.lstat()
     if base.is_symlink() or found.st_uid != os.getuid():
-        raise PermissionError(f"{base} belongs to somebody else; set TMPDIR to a directory of your own")
+        raise PermissionError(f"{base} belongs to somebody else; choose a directory of your own (TMPDIR, task.stage)")
     return base
 
 

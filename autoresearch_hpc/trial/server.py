@@ -31,6 +31,7 @@ from autoresearch_hpc.errors import STORAGE_ERRORS
 from autoresearch_hpc.harness import Meta
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.trial import cuda_memory
+from autoresearch_hpc.trial.environment import compiler_caches
 
 MAX_MESSAGE = 65_536
 NOT_SHARED = "NOT_SHARED"  # GPU memory cannot be shared here: another way is asked for
@@ -227,8 +228,7 @@ def settle_in(place: Path | None) -> None:
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers would need /dev/shm
     if place is not None:
         os.environ.update(HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
-        caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
-        os.environ.update({name: str(place / "caches" / folder) for name, folder in caches.items()})
+        os.environ.update(compiler_caches(place / "caches"))
         os.chdir(place / "tmp")
     tempfile.tempdir = None
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))

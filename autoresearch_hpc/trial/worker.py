@@ -35,6 +35,7 @@ from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.gpt import GptTrial
 from autoresearch_hpc.trial.integrity import Watched, harness_sha256
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
+from autoresearch_hpc.trial.staging import Copy, staged
 
 _log = logging.getLogger(__name__)
 
@@ -226,19 +227,20 @@ def _sha256(path: Path) -> str | None:
 
 def _watched_trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
     """The trial, which counts only if what it was measured by is as it was before."""
-    watched = Watched(spec)
-    ending = _trial(spec, paths, phases, stop, gpu)
-    kill_descendants()
-    changed = watched.changed() if ending.status is Status.OK else None
-    if changed is None:
+    with staged(spec, stop) as copy:
+        watched = Watched(spec)
+        ending = _trial(spec, paths, phases, stop, gpu, copy)
+        kill_descendants()
+        changed = watched.changed() or (copy and copy.changed()) if ending.status is Status.OK else None
+    if not changed:
         return ending
     return Ending(status=Status.INVALID, error=_failure("Tampered", changed, paths))
 
 
-def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu) -> Ending:
+def _trial(spec: TrialSpec, paths: TrialPaths, phases: PhaseLog, stop: StopFlag, gpu: Gpu, copy: Copy | None) -> Ending:
     if spec.kind == "command":
         return CommandTrial(spec, paths, phases, stop).run()
-    return GptTrial(spec, paths, phases, stop, gpu.name).run()
+    return GptTrial(spec, paths, phases, stop, gpu.name, copy).run()
 
 
 def _result(

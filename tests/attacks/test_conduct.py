@@ -360,13 +360,18 @@ SPOIL = {
         "Tampered: the data's tokenizer.json was changed",
     ),
     "the data": ("os.utime('DATA/train-00000.bin')", "Tampered: the data's train-00000.bin was changed"),
+    "staged rows": (
+        "import glob; os.utime(glob.glob('STAGE/*/data-*/train-00000.bin')[0])",
+        "Tampered: the staged train-00000.bin was changed",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SPOIL)
-def test_what_is_changed_where_nothing_is_shut_in(name: str, real: Run, data: Path) -> None:
+def test_what_is_changed_where_nothing_is_shut_in(name: str, real: Run, data: Path, tmp_path: Path) -> None:
     attack, error = SPOIL[name]
-    outcome = real(script(saved=attack.replace("DATA", str(data))), sandbox="none")
+    attack = attack.replace("DATA", str(data)).replace("STAGE", str(tmp_path))
+    outcome = real(script(saved=attack), sandbox="none", stage=str(tmp_path), stage_limit_s=20.0)
     assert outcome.result
     assert outcome.result.status is Status.INVALID
     assert outcome.error.startswith(error)

@@ -1,10 +1,13 @@
 """Designed waves in a whole search on this machine, killed and resumed on the way."""
 
+import contextlib
 import csv
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import scenarios
@@ -14,6 +17,11 @@ from autoresearch_hpc.report.__main__ import main as make_report
 
 pytestmark = pytest.mark.usefixtures("no_slurm")
 
+DRIVER = """\
+import runpy, sys
+try: runpy.run_module("autoresearch_hpc", run_name="__main__", alter_sys=True)
+finally: print("imported", *sys.modules)
+"""
 SCRIPT = """\
 import math, os, random
 RATE = 0.1
@@ -123,3 +131,44 @@ def test_killed_between_waves_it_goes_on_the_same(waves: Toy) -> None:
     ]
     assert proposed[0] == proposed[1]
     assert len(proposed[0]) == 3
+
+
+def fitting(toy: Toy) -> list[int]:
+    """The processes that estimate effects for this repository's controllers."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            named = b"autoresearch_hpc.effects" in (process / "cmdline").read_bytes().split(b"\0")
+            if named and (process / "cwd").resolve() == toy.root.resolve():
+                found.append(int(process.name))
+    return found
+
+
+def analysed(toy: Toy, tag: str) -> list[int]:
+    return [event["round"] for event in toy.journal(tag) if event["event"] == "round.analysed"]
+
+
+def test_a_controller_stays_small_and_replaces_the_process_that_died(waves: Toy) -> None:
+    run = waves.start("-c", DRIVER, *waves.words("small"), module="")
+    scenarios.wait(lambda: fitting(waves), run)
+    [process] = fitting(waves)
+    os.kill(process, signal.SIGKILL)
+    out, err = run.finish()
+    assert "not known this time" not in err
+    assert analysed(waves, "small") == [1, 2]
+    second = [e for e in waves.journal("small") if e["event"] == "round.proposed"][2]["proposals"]
+    assert any("where the effects say that it is better" in p["reasoning"] for p in second.values())
+    names = set(out.splitlines()[-1].split())
+    assert "autoresearch_hpc.controller" in names
+    assert {"torch", "pandas", "statsmodels"}.isdisjoint(names)
+    assert not fitting(waves)
+
+
+def test_nothing_stays_of_a_controller_that_is_killed(waves: Toy) -> None:
+    run = waves.search("gone")
+    scenarios.wait(lambda: fitting(waves), run)
+    run.kill()
+    scenarios.wait(lambda: not fitting(waves), None)
+    waves.search("gone").finish()
+    assert analysed(waves, "gone") == [1, 2]
+    assert not fitting(waves)

@@ -98,8 +98,11 @@ def test_a_hangup_while_output_goes_to_a_file_changes_nothing(local: Callable[..
     assert "autoresearch/one" in out
 
 
-def test_a_controller_never_imports_torch(local: Callable[..., Toy]) -> None:
-    """From its start to its report, rounds, judgements and the effects of knobs included: login nodes have no room."""
+def test_a_controller_never_imports_torch_nor_pandas(local: Callable[..., Toy]) -> None:
+    """From its start to its report, rounds and judgements included: login nodes have no room.
+
+    With the effects of knobs in them: test_factorial_runs.py.
+    """
     toy = local(k=9, rounds=1, sleep_s=0, decide="significant", noise=0.1)
     program = (
         "import runpy, sys\n"
@@ -113,7 +116,7 @@ def test_a_controller_never_imports_torch(local: Callable[..., Toy]) -> None:
     scenarios.complete(toy, "light")
     imported = set(done.stdout.splitlines()[-1].split()[1:])
     assert {"autoresearch_hpc", "hydra", "scipy", "matplotlib"} <= imported
-    assert imported.isdisjoint({"torch", "tokenizers", "pyarrow", "huggingface_hub"})
+    assert imported.isdisjoint({"torch", "tokenizers", "pyarrow", "huggingface_hub", "pandas", "statsmodels"})
 
 
 def test_a_controller_that_prepares_data_stays_small(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from autoresearch_hpc.records import Direction, Metric, TrialSpec
 from autoresearch_hpc.sandbox import Barrier, software
 from autoresearch_hpc.trial import compiled
+from autoresearch_hpc.trial.environment import compiler_caches
 from autoresearch_hpc.trial.scratch import Scratch
 
 COMPILE = """
@@ -51,11 +52,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 def compile_below(place: Path) -> str:
     """Compile a function there, shut in; what the script says of its cache."""
-    names = {"TORCHINDUCTOR_CACHE_DIR": "caches/inductor", "TRITON_CACHE_DIR": "caches/triton", "TMPDIR": "tmp"}
+    variables = {**compiler_caches(place / "caches"), "TMPDIR": str(place / "tmp")}
     barrier = Barrier(readable=software([place.parent]), writable=[place], mode="auto")
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMPILE],
-        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", **{k: str(place / v) for k, v in names.items()}},
+        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", **variables},
         preexec_fn=barrier.enter,
         pass_fds=barrier.fds,
         cwd=place,

@@ -141,6 +141,15 @@ def test_the_wall_limit() -> None:
     limits = {"train_s": 1.0, "startup_limit_s": 2.0, "grace_s": 4.0, "eval_limit_s": 8.0}
     assert TaskConfig(**limits).wall_limit_s == 15  # type: ignore[arg-type]
     assert TaskConfig(**COMMAND, metric=MetricConfig(regex="(x)"), **limits).wall_limit_s == 7  # type: ignore[arg-type]
+    limits["stage_limit_s"] = 16.0
+    assert TaskConfig(**limits).wall_limit_s == 15, "nothing is staged"  # type: ignore[arg-type]
+    assert TaskConfig(stage="/local", **limits).wall_limit_s == 31  # type: ignore[arg-type]
+
+
+def test_a_place_to_stage_is_on_the_node() -> None:
+    assert TaskConfig(stage="$NODE_DISK/x").stage == "$NODE_DISK/x"
+    with pytest.raises(ConfigError, match=r"task\.stage=scratch is no place on a node; give an absolute path"):
+        TaskConfig(stage="scratch")
 
 
 def test_a_configuration_is_plain_objects() -> None:

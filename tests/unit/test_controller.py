@@ -12,6 +12,7 @@ from fake_run import COMMIT, FakeRun, told_from_luck
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.config import BudgetConfig, Config, DecideConfig, PlanConfig
 from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.effects import FitProcess
 from autoresearch_hpc.errors import ConfigError
 from autoresearch_hpc.history import History
 from autoresearch_hpc.journal import Journal, read
@@ -64,6 +65,7 @@ class Seat:
             combiner=SimpleNamespace(propose=lambda history, index, k: self.combined),  # type: ignore[arg-type]
             fanout=absent,
             budget=Budget(config=BudgetConfig(), tiers=Tiers.of(config), job_limit_s=1.0),
+            fit=FitProcess(),
             stop=absent,
         )
 

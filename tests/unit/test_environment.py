@@ -14,7 +14,7 @@ from autoresearch_hpc.config import ClusterConfig, Config, MetricConfig, PlanCon
 from autoresearch_hpc.environment import for_job, withheld
 from autoresearch_hpc.layout import ArrayPaths
 from autoresearch_hpc.preflight import environment_warnings
-from autoresearch_hpc.trial.environment import child_environment
+from autoresearch_hpc.trial.environment import child_environment, compiler_caches
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,10 @@ def test_a_commands_environment(tmp_path: Path) -> None:
 def test_a_private_environment(tmp_path: Path) -> None:
     env = child_environment(2, {}, tmp_path / "caches", pass_env=(), private=tmp_path)
     assert (env["HOME"], env["TMPDIR"]) == (str(tmp_path / "home"), str(tmp_path / "tmp"))
-    assert env["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "caches" / "inductor"), "or trials could meet there"
+    caches = compiler_caches(tmp_path / "caches")
+    assert {name: env[name] for name in caches} == caches, "or trials could meet there"
+    folders = {Path(folder).parent for name, folder in caches.items() if not name.endswith("_ENABLED")}
+    assert folders == {tmp_path / "caches"}, "what is elsewhere is neither kept for later trials nor removed"
     assert env["PYTHONPATH"] == os.pathsep.join(("/a", "/b")), "nothing relative: that would be the candidate's"
     assert (env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("2", "2")
 

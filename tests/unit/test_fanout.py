@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_hpc import collect, fanout
+from autoresearch_hpc import collect
 from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.cluster import JobState, Submission, Wait
 from autoresearch_hpc.config import BudgetConfig, ClusterConfig, Config, PlanConfig, TaskConfig, TierConfig
@@ -208,7 +208,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(fanout, "_IN_FLIGHT_S", {"slurm": 0.3, "local": 0.3})
+    monkeypatch.setattr("autoresearch_hpc.submit._IN_FLIGHT_S", {"slurm": 0.3, "local": 0.3})
     monkeypatch.setattr("autoresearch_hpc.pacing._FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr("autoresearch_hpc.pacing._LOOK_S", 0.05)
     return Bench(tmp_path)
@@ -282,7 +282,7 @@ def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(ben
     for part, name in ((ids[:2], "arrived"), (ids[2:], "lost")):
         bench.ledger.record("submit.intent", round=0, job_name=name, trials=part)
         for id_ in part:
-            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_, "t")  # type: ignore[arg-type]
+            predecessor._submitter._specs.write(round_.entries[id_[:-3]].candidate, id_, "t")  # type: ignore[arg-type]
     bench.cluster.queue["arrived"] = {ids[0]: "7_0", ids[1]: "7_1"}
     for id_ in ids[:2]:
         end_well(bench.layout.trial(id_).spec)
@@ -322,7 +322,7 @@ def test_a_preempted_trial_is_tried_again_though_its_worker_left_a_result(bench:
     bench.cluster.states = {"r00-c00-t0": [PENDING, JobState("PREEMPTED", ended=True, node="n1")]}
     round_ = bench.propose(1)
     fan = bench.fanout()
-    fan._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0", "t")  # type: ignore[arg-type]
+    fan._submitter._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0", "t")  # type: ignore[arg-type]
     paths = bench.layout.trial("r00-c00-t0")
     end_well(paths.spec)
     good = from_json(TrialResult, read_json(paths.result))
@@ -368,7 +368,7 @@ def test_what_waits_for_ever_is_told_and_given_up_after_the_configured_wait(
     late = bench.layout.trial("r00-c02-t0")
     begun = time.monotonic()
     fan = bench.fanout()
-    fan._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
+    fan._submitter._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
     end_well(late.spec)
     with caplog.at_level(logging.WARNING):
         fan.train(round_)
@@ -554,7 +554,7 @@ def test_a_successor_finds_the_submissions_of_two_rounds(tiers: Bench) -> None:
         name = f"tag-uid-r{round_.index:02d}-a0"
         tiers.ledger.record("submit.intent", round=round_.index, job_name=name, tier=tier, trials=ids)
         for id_ in ids:
-            predecessor._specs.write(round_.entries[id_[:-3]].candidate, id_, tier)  # type: ignore[arg-type]
+            predecessor._submitter._specs.write(round_.entries[id_[:-3]].candidate, id_, tier)  # type: ignore[arg-type]
         tiers.cluster.queue[name] = {ids[0]: f"{round_.index + 7}_0", ids[1]: f"{round_.index + 7}_1"}
         tiers.end(*ids)
     history = Ledger(Journal(tiers.layout.journal)).history
@@ -635,7 +635,7 @@ def test_ten_thousand_trials_cost_one_directory_scan_a_second(
     bench.cluster.states = dict.fromkeys(ids, PENDING)
     round_ = bench.propose(10_000)
     fan = bench.fanout()
-    fan._submit(round_)
+    fan._submitter.submit(round_)
     assert bench.sizes == [4000, 4000, 2000]
     before, begun, looks = len(count()), time.monotonic(), 0
     while time.monotonic() - begun < 4:

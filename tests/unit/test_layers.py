@@ -22,7 +22,7 @@ LAYERS = [
     {"views"},
     {"agents", "repo", "cluster", "data", "trial", "decide", "budget", "progress", "entry"},
     {"candidates", "specs", "collect", "report", "prepare", "init", "cancel", "screening", "llm_server", "shut_in"},
-    {"combine", "desk", "live", "preflight", "rundir"},
+    {"combine", "desk", "live", "preflight", "rundir", "submit"},
     {"fanout", "plan", "schedule", "status"},
     {"controller"},
     {"search"},

@@ -24,6 +24,7 @@ from autoresearch_hpc.config import (
     ValidateConfig,
 )
 from autoresearch_hpc.controller import Controller
+from autoresearch_hpc.effects import FitProcess
 from autoresearch_hpc.history import History, Round
 from autoresearch_hpc.journal import Journal, read
 from autoresearch_hpc.ledger import Ledger
@@ -149,6 +150,7 @@ class Desk:
             combiner=SimpleNamespace(propose=lambda history, index, k: []),  # type: ignore[arg-type]
             fanout=self.trainer,  # type: ignore[arg-type]
             budget=Budget(config=self.budget, tiers=self.tiers, job_limit_s=3600.0),
+            fit=FitProcess(),
             stop=StopRequest("resume"),
         )
 
@@ -364,6 +366,17 @@ def test_a_round_is_judged_with_what_it_has_once_the_budget_is_used_up(desks: Ca
     assert (desk.open, desk.sizes) == ([], [1, 6])
     assert desk.history.incumbent
     assert desk.history.incumbent.candidate == "r01-c05"
+
+
+def test_a_budget_that_has_room_for_replicates_only_is_named(desks: Callable[..., Desk]) -> None:
+    desk = desks(None, SIGNIFICANT, BudgetConfig(max_trials=6), plan={"k": 2}, schedule="rounds")
+    desk.go()
+    desk.go(r00_c00=1.0)
+    desk.go(r00_c00=1.0)
+    assert desk.go(r00_c00=1.0) is None
+    desk.go(r01_c00=0.5)
+    assert desk.go(r01_c01=1.0) == "budget.max_trials=6: 5 done", "the new incumbent needs two more trials"
+    assert (desk.author.asked, desk.sizes) == ([(1, 2)], [1, 2])
 
 
 def test_a_round_is_judged_with_what_it_has_once_the_agent_has_nothing_more(desks: Callable[..., Desk]) -> None:

@@ -362,6 +362,11 @@ def test_settings_are_read_leniently(tmp_path: Path) -> None:
     assert read_settings(path) == Settings()
     path.write_text("plan: {rounds: [{}, {}], baseline: joined, max_rounds: null}\n")
     assert read_settings(path).num_rounds == 1
+    limits = "startup_limit_s: 1, train_s: 2, grace_s: 4, eval_limit_s: 8, stage_limit_s: 16"
+    path.write_text(f"task: {{{limits}, stage: null}}\n")
+    assert read_settings(path).wall_limit_s == 15
+    path.write_text(f"task: {{{limits}, stage: /local}}\n")
+    assert read_settings(path).wall_limit_s == 31
 
 
 # several kinds of GPU

@@ -34,7 +34,7 @@ def command(line: str, **task: Any) -> dict[str, Any]:
 
 
 def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
-    made = writer(tmp_path, train_s=7.0, pass_env=["MY_*"], sandbox=Sandbox.require)
+    made = writer(tmp_path, train_s=7.0, pass_env=["MY_*"], sandbox=Sandbox.require, stage="$X", stage_limit_s=9.0)
     spec = made.write(CANDIDATE, "r01-c00-t1", "h100")
     assert from_json(TrialSpec, read_json(made.layout.trial("r01-c00-t1").spec)) == spec
     assert (spec.run, spec.round, spec.candidate, spec.trial) == ("tag", 1, "r01-c00", "r01-c00-t1")
@@ -49,6 +49,7 @@ def test_a_spec_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     assert spec.submitted_at
     assert spec.inbox == str(made.layout.inbox)
     assert (spec.pass_env, spec.sandbox) == (("MY_*",), "require")
+    assert (spec.stage, spec.stage_limit_s) == ("$X", 9.0)
 
 
 def test_seeds_differ_and_are_stable() -> None:
