@@ -87,6 +87,16 @@ def autotuned(train: ModuleType) -> None:
     config.max_autotune = True
 
 
+def by_blocks(train: ModuleType) -> None:
+    """Layers are compiled each for itself, those of a kind once: less to compile, nothing fused across them."""
+    train.GPT.forward = torch._dynamo.disable(train.GPT.forward, recursive=False)
+
+
+def in_regions(train: ModuleType) -> None:
+    """One graph in which layers of a kind are compiled once."""
+    train.Block.forward = torch.compiler.nested_compile_region(train.Block.forward)
+
+
 def small_batches(train: ModuleType) -> None:
     train.DEVICE_BATCH_SIZE = 64
 
@@ -98,6 +108,8 @@ VARIANTS: dict[str, Callable[[ModuleType], None]] = {
     "plain loss": plain_loss,
     "rotary by concatenation": concatenated_rotary,
     "all plain": all_plain,
+    "compiled by blocks": by_blocks,
+    "compiled in regions": in_regions,
     "64 rows at a time": small_batches,
     "autotuned": autotuned,
 }
