@@ -234,7 +234,7 @@ class Controller:
             and self._schedule.is_full(round_)
         ):
             self._thought_of = index
-            if self._space and sum(len(r.entries) for r in self._history.rounds) >= effects.LEAST:
+            if self._space and sum(len(r.entries) for r in self._history.rounds) >= effects.MIN_OUTCOMES:
                 self._fit.start()
             self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
 

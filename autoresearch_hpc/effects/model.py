@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-__all__ = ["LEAST", "Model", "estimate", "fit"]
+__all__ = ["Model", "estimate", "fit"]
 
-LEAST = 3  # good observations
+_LEAST_GOOD = 3  # observations with a value
 _LEAST_OWN = {Term.main: 0.05, Term.curvature: 0.2, Term.interaction: 0.2}  # of a column, not explained by earlier ones
 _ALIASED = 0.5  # correlation from which on a term that did not enter is named beside one that did
 _TOGETHER = 0.95  # correlation from which on squares are one
@@ -82,7 +82,7 @@ def estimate(
     good = [(o.value, o) for o in observations if o.value is not None]
     settings = [o.setting for _, o in good]
     coding = Coding.of(settings, domains) if good else Coding(codes=())
-    if not coding.codes or len(good) < LEAST:
+    if not coding.codes or len(good) < _LEAST_GOOD:
         return None
     y = np.array([value for value, _ in good])
     weights = np.array([float(o.num_trials) for _, o in good])
