@@ -191,8 +191,9 @@ def test_slurm_itself_warns_and_one_that_hangs_is_killed(cluster: Sandbox, slurm
 
     cluster.wait_state(first, "COMPLETED", timeout_s=150)
     scenarios.complete(limited, f"job-{first}")
-    assert _count(limited, f"job-{first}", "run.interrupted") >= 1
-    assert int(job_details(cluster, first)["Restarts"]) == _count(limited, f"job-{first}", "run.resumed")
+    resumed = _count(limited, f"job-{first}", "run.resumed")
+    assert _count(limited, f"job-{first}", "run.interrupted") == resumed >= 1
+    assert int(job_details(cluster, first)["Restarts"]) >= resumed, "one may be warned before it has taken the run"
 
     cluster.wait_state(second, "COMPLETED", timeout_s=90)
     scenarios.complete(hanging, f"job-{second}")

@@ -20,9 +20,10 @@ STAND_IN = (
 
 
 @pytest.fixture
-def folder(slurm_programs: None, tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "headline"
-    tool = [sys.executable, str(ROOT / "tests/sandbox/cluster.py"), "--state", str(tmp_path / "headline/slurm")]
+def folder(slurm_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("line")  # a Slurm inside allows for no long name
+    yield root
+    tool = [sys.executable, str(ROOT / "tests/sandbox/cluster.py"), "--state", str(root / "slurm")]
     subprocess.run([*tool, "down"], check=True)
 
 
