@@ -1,8 +1,9 @@
 """Watches jobs in the background, so that nobody waits for Slurm: one thread asks squeue, one sacct, which may be slow.
 
-They ask only while somebody lately wanted to know. squeue is asked once for all jobs: soon after something changed,
-then ever more rarely. A job that squeue does not list though it answered is looked for by sacct and scontrol; when they
-tell no end of it either, it is gone. While squeue does not answer, only what has ended is told.
+They ask only while somebody lately wanted to know. squeue is asked once for all jobs: soon after something was done to
+them or went another way than it should, else ever more rarely; that a job begins, or is done, need not be asked for. A
+job that squeue does not list though it answered is looked for by sacct and scontrol; when they tell no end of it
+either, it is gone. While squeue does not answer, only what has ended is told.
 """
 
 import logging
@@ -17,12 +18,13 @@ from autoresearch_hpc.records import Status
 
 _log = logging.getLogger(__name__)
 
-_SOON_S = 2.0  # after something was done to jobs; doubled up to the usual interval
-_CHANGED_S = 4.0  # after a change that was heard of
+_SOON_S = 2.0  # after jobs were cancelled; doubled up to the usual interval
+_LAUNCHED_S = 4.0  # after jobs were submitted: most of those that cannot begin are known by then
+_CHANGED_S = 4.0  # after it was heard that a job ended, or waits for what may never come
 _INTEREST_S = 30.0  # nobody has asked us for so long: we do not ask either
 _FORGOTTEN_S = 60.0  # unlisted for so long by a queue that answers: the job is gone
 _SEARCH_S = 10.0  # between looks for unlisted jobs
-_CHARGES_S, _CHARGES_MOST_S = 30.0, 600.0  # between questions for charges
+_CHARGES_S, _CHARGES_MOST_S = 120.0, 600.0  # between questions for charges
 _CHARGES_IDLE_S = 5.0  # the same once nothing runs any more: costs are wanted now
 _LAG_S = 3.0  # accounting hears of an end a little later
 _PLACE_S = 1.0  # accounting hears of a failed launch so much later; between questions where
@@ -63,7 +65,7 @@ class Watcher:
             self._show_interest()
             wanted = set(jobs)
             if wanted - self._wanted:
-                self._hurry()
+                self._hurry(_LAUNCHED_S)
             self._wanted = wanted
             return {job: self._placed(job) for job in wanted if job in self._states}
 
@@ -88,14 +90,15 @@ class Watcher:
         """These jobs are in the queue."""
         with self._news:
             self._waiting |= set(jobs)
+            self._hurry(_LAUNCHED_S)
 
     def hurry(self) -> None:
         """Something was done to jobs: news is near."""
         with self._news:
-            self._hurry()
+            self._hurry(_SOON_S)
 
-    def _hurry(self) -> None:
-        self._pause_s = min(_SOON_S, self._interval_s)
+    def _hurry(self, pause_s: float) -> None:
+        self._pause_s = min(pause_s, self._interval_s)
         self._queue_due = min(self._queue_due, time.monotonic() + self._pause_s)
         self._news.notify_all()
 
@@ -150,8 +153,8 @@ class Watcher:
             self._news.notify_all()
 
     def _hear(self, wanted: set[str], told: Mapping[str, JobState] | None, now: float) -> bool:
-        """Take in an answer of squeue, or its silence; whether anything changed."""
-        before = {job: _essence(self._states[job]) for job in wanted if job in self._states}
+        """Take in an answer of squeue, or its silence; whether any job went another way than it should."""
+        before = {job: _course(self._states.get(job)) for job in wanted}
         ended = {job: state for job, state in self._states.items() if state.ended}
         if self._silent != (told is None):
             self._silent = told is None
@@ -169,7 +172,7 @@ class Watcher:
         self._unlisted = {job: self._unlisted.get(job, now) for job in wanted - set(self._states)}
         self._searched = {job: at for job, at in self._searched.items() if job in self._unlisted}
         self._conclude()
-        return before != {job: _essence(self._states[job]) for job in wanted if job in self._states}
+        return before != {job: _course(self._states.get(job)) for job in wanted}
 
     def _conclude(self) -> None:
         """Give up jobs that were looked for everywhere and long enough."""
@@ -238,6 +241,6 @@ class Watcher:
             self._charges_due = now + self._charges_pause_s
 
 
-def _essence(state: JobState) -> tuple[object, ...]:
-    """What makes a change; the reason why a job waits may be another one each time."""
-    return state.word, state.node, state.wait
+def _course(state: JobState | None) -> tuple[bool, Wait]:
+    """Whether a job has ended, and what it waits for; the reason may be another one each time."""
+    return (state.ended, state.wait) if state else (False, Wait.turn)

@@ -80,8 +80,6 @@ class SlurmCluster:
             if not about_nodes(error):
                 raise
             array = self._submit_anywhere(submission, error)
-        finally:
-            self._watcher.hurry()
         jobs = {trial: f"{array}_{index}" for index, trial in enumerate(submission.trials)}
         self._watcher.submitted(jobs.values())
         return jobs

@@ -84,7 +84,7 @@ def test_six_commands_a_minute_while_nothing_changes(on_slurm: Bench, broken: Br
 def test_the_last_charge_is_told_soon(on_slurm: Bench) -> None:
     """Though sacct was asked for another's a moment ago, and squeue has not told that the last job has ended."""
     place = on_slurm.place(queue_poll_s=60)
-    submission = on_slurm.submission("last", ["echo loss: 1", "sleep 8; echo loss: 1"])
+    submission = on_slurm.submission("last", ["echo loss: 1", "sleep 12; echo loss: 1"])
     jobs = on_slurm.launch(place, submission)
     first, last = jobs
     wait(lambda: ended(place, {first: jobs[first]}), "the end of one")
@@ -103,7 +103,7 @@ def test_news_comes_soon_after_something_was_done_and_one_question_serves_all(on
     for k in range(3):
         launched = on_slurm.launch(place, on_slurm.submission(f"news-{k}", ["true"]))
         jobs |= {f"{trial}-{k}": job for trial, job in launched.items()}
-    wait(lambda: words(place, jobs) == {"PENDING": 3}, "three jobs", 3)
+    wait(lambda: words(place, jobs) == {"PENDING": 3}, "three jobs", 6)
     place.cancel({"one": next(iter(jobs.values()))})
     wait(lambda: words(place, jobs) == {"CANCELLED": 1, "PENDING": 2}, "the end of one", 5)
     arrays = [job.split("_")[0] for job in jobs.values()]
