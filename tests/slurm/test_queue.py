@@ -84,7 +84,7 @@ def test_six_commands_a_minute_while_nothing_changes(on_slurm: Bench, broken: Br
 def test_the_last_charge_is_told_soon(on_slurm: Bench) -> None:
     """Though sacct was asked for another's a moment ago, and squeue has not told that the last job has ended."""
     place = on_slurm.place(queue_poll_s=60)
-    submission = on_slurm.submission("last", ["echo loss: 1", "sleep 12; echo loss: 1"])
+    submission = on_slurm.submission("last", ["echo loss: 1", "sleep 23; echo loss: 1"])
     jobs = on_slurm.launch(place, submission)
     first, last = jobs
     wait(lambda: ended(place, {first: jobs[first]}), "the end of one")
