@@ -66,7 +66,7 @@ class ClusterConfig:
     use_srun: bool = True  # start the trial as a job step
     price_per_gpu_hour: float = 0.0  # for the cost column and budget.usd
     poll_s: float = 0.5  # seconds between looks for results
-    queue_poll_s: float = 12.0  # seconds between questions to the queue, while nothing changes
+    queue_poll_s: float = 11.0  # seconds between questions to the queue, while nothing changes
     max_retries: int = 2  # further trials of a candidate whose trial was lost to the infrastructure
     max_node_faults: int = 2  # after so many lost trials a node is not used any more, where there are others
     result_grace_s: float = 1.5  # how long a result may stay invisible after its job has failed

@@ -24,10 +24,11 @@ _CHANGED_S = 4.0  # after it was heard that a job ended, or waits for what may n
 _INTEREST_S = 30.0  # nobody has asked us for so long: we do not ask either
 _FORGOTTEN_S = 60.0  # unlisted for so long by a queue that answers: the job is gone
 _SEARCH_S = 10.0  # between looks for unlisted jobs
-_CHARGES_S, _CHARGES_MOST_S = 120.0, 600.0  # between questions for charges
+_CHARGES_S, _CHARGES_MOST_S = 240.0, 600.0  # between questions for charges
 _CHARGES_IDLE_S = 5.0  # the same once nothing runs any more: costs are wanted now
 _LAG_S = 3.0  # accounting hears of an end a little later
 _PLACE_S = 1.0  # accounting hears of a failed launch so much later; between questions where
+_PLACE_PATIENCE_S = 6.0  # so long the end of a job whose launch failed is held back, for its node to be told with it
 _MOST_ARRAYS = 5  # that scontrol, which takes one at a time, is asked about
 _GONE = JobState("UNKNOWN", ended=True)
 _TAKEN_OUT = JobState("CANCELLED", ended=True, status=Status.CANCELLED)
@@ -51,7 +52,8 @@ class Watcher:
         self._unlisted: dict[str, float] = {}  # job -> since
         self._searched: dict[str, float] = {}  # job -> when the last search that included it was over
         self._waiting: set[str] = set()  # had not begun when last heard of
-        self._unplaced: dict[str, float] = {}  # job whose launch failed, nobody knows where -> when to ask sacct
+        self._failed_at: dict[str, float] = {}  # job whose launch failed -> when that was heard of
+        self._unplaced: dict[str, float] = {}  # one of those, nobody knows on which node -> when to ask sacct
         self._places: dict[str, str] = {}
         self._owed: set[str] = set()
         self._charges: dict[str, float] = {}
@@ -64,14 +66,25 @@ class Watcher:
         with self._news:
             self._show_interest()
             wanted = set(jobs)
-            if wanted - self._wanted:
-                self._hurry(_LAUNCHED_S)
+            new = wanted - self._wanted
             self._wanted = wanted
-            return {job: self._placed(job) for job in wanted if job in self._states}
+            if new:
+                self._hurry(_LAUNCHED_S)
+                self._charges_due = max(self._charges_due, self._charges_asked_at + self._charges_least_s)
+            return {job: state for job in wanted if (state := self._told(job))}
 
-    def _placed(self, job: str) -> JobState:
-        state = self._states[job]
-        return replace(state, node=self._places[job]) if state.node is None and job in self._places else state
+    def _told(self, job: str) -> JobState | None:
+        """What is known of the job, with the node where its launch failed; no end of it before that is known."""
+        state = self._states.get(job)
+        if state and state.node is None and job in self._places:
+            return replace(state, node=self._places[job])
+        return None if state and state.ended and self._seeks_place(job) else state
+
+    def _seeks_place(self, job: str) -> bool:
+        """Whether accounting may soon tell where the job's launch failed."""
+        failed_at = self._failed_at.get(job, -1e9)
+        patient = time.monotonic() - failed_at < _PLACE_PATIENCE_S
+        return patient and job not in self._places and not self._accounting.off
 
     def charges(self, jobs: Collection[str]) -> dict[str, float]:
         """GPU-seconds of these jobs, which have ended, as far as they are known."""
@@ -146,9 +159,7 @@ class Watcher:
         with self._news:
             now = time.monotonic()
             changed = self._hear(wanted, told, now)
-            searching = bool(self._owed and not self._accounting.off) or bool(self._unlisted)
-            most_s = self._interval_s * (1.2 if searching else 1.0)  # sacct's questions count as well
-            self._pause_s = min(_CHANGED_S if changed else 2 * self._pause_s, most_s)
+            self._pause_s = min(_CHANGED_S if changed else 2 * self._pause_s, self._interval_s)
             self._queue_due = now + self._pause_s
             self._news.notify_all()
 
@@ -167,8 +178,12 @@ class Watcher:
         self._states = ended | listed
         self._waiting -= {job for job, state in self._states.items() if state.word != "PENDING"}
         self._waiting |= {job for job, state in listed.items() if state.word == "PENDING"}
-        failed = (job for job, state in listed.items() if state.wait is Wait.failed and job not in self._places)
-        self._unplaced = {job: self._unplaced.get(job, now + _PLACE_S) for job in failed}
+        failing = {job for job, state in listed.items() if state.wait is Wait.failed}
+        better = {job for job, state in listed.items() if not state.ended} - failing
+        self._failed_at = {job: self._failed_at.get(job, now) for job in (failing | set(self._failed_at)) - better}
+        self._unplaced = {
+            job: self._unplaced.get(job, now + _PLACE_S) for job in self._failed_at if self._seeks_place(job)
+        }
         self._unlisted = {job: self._unlisted.get(job, now) for job in wanted - set(self._states)}
         self._searched = {job: at for job, at in self._searched.items() if job in self._unlisted}
         self._conclude()
@@ -208,8 +223,7 @@ class Watcher:
                     del self._unlisted[job]
             self._conclude()
             self._places |= {job: node for job in unplaced if job in told and (node := told[job].node)}
-            waiting = {job: now + _PLACE_S for job in self._unplaced if job not in self._places}
-            self._unplaced = waiting if not self._accounting.off else {}
+            self._unplaced = {job: now + _PLACE_S for job in self._unplaced if self._seeks_place(job)}
             self._take_charges({job: account for job, account in told.items() if account.state.ended}, owed, now)
 
     def _taken_out(self, job: str, told: Collection[str]) -> bool:
@@ -236,7 +250,8 @@ class Watcher:
         self._charges |= {job: told[job].gpu_s for job in known}
         self._owed -= known
         if asked:
-            self._charges_pause_s = self._charges_least_s if known else min(2 * self._charges_pause_s, _CHARGES_MOST_S)
+            patient_s = 0.0 if known else min(2 * self._charges_pause_s, _CHARGES_MOST_S)
+            self._charges_pause_s = max(self._charges_least_s, patient_s)
             self._charges_asked_at = now
             self._charges_due = now + self._charges_pause_s
 

@@ -17,6 +17,7 @@ from client import Sandbox, booted
 
 from autoresearch_hpc.cluster import Cluster, JobState, Wait, questions, queue
 from autoresearch_hpc.cluster.commands import warn_once
+from autoresearch_hpc.config import ClusterConfig
 from autoresearch_hpc.errors import ClusterError
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Status
@@ -59,7 +60,7 @@ def running(bench: Bench, name: str, **settings: Any) -> tuple[Cluster, Mapping[
 def test_six_commands_a_minute_while_nothing_changes(on_slurm: Bench, broken: Broken) -> None:
     """Also with accounting that goes on owing the charges of a job."""
     squeue, scontrol = broken("squeue", '"$REAL" "$@"'), broken("scontrol", '"$REAL" "$@"')
-    place = on_slurm.place(queue_poll_s=10)
+    place = on_slurm.place(queue_poll_s=ClusterConfig().queue_poll_s)
     shorter = on_slurm.launch(place, on_slurm.submission("quiet", ["true"]))
     sacct = broken("sacct", f'echo "{next(iter(shorter.values()))}|quiet|RUNNING|7|n0|gres/gpu=1"')
     wait(lambda: ended(place, shorter), "the end of one")
@@ -462,6 +463,28 @@ def test_job_held_after_a_failed_launch(on_slurm: Bench, tmp_path: Path, monkeyp
         assert found
         assert not found.ended
         assert "launch failed requeued held" in found.reason
+
+
+@pytest.mark.parametrize("node", ["n7", None])
+def test_end_of_a_failed_launch_waits_for_the_name_of_its_node(
+    on_slurm: Bench, broken: Broken, monkeypatch: pytest.MonkeyPatch, node: str | None
+) -> None:
+    """squeue never tells it, sacct a moment later; or not at all."""
+    place = on_slurm.place(sbatch={"begin": "now+1hour"})
+    jobs = on_slurm.launch(place, on_slurm.submission("nowhere", ["true"]))
+    broken("sacct", "true")
+    broken("squeue", '"$REAL" "$@" | sed "s/|PENDING|.*/|PENDING||launch failed requeued held/"')
+    wait(lambda: (s := state(place, jobs)) and s.wait is Wait.failed, "the failed launch")
+    place.cancel(jobs)
+    wait(lambda: not place.poll(jobs), "an end that is held back")
+    if node:
+        broken("sacct", f'echo "{next(iter(jobs.values()))}|nowhere|NODE_FAIL|0|{node}|gres/gpu=1"')
+    else:
+        monkeypatch.setattr(queue, "_PLACE_PATIENCE_S", 0.0)
+    wait(lambda: word(place, jobs) == "CANCELLED", "the end")
+    found = state(place, jobs)
+    assert found
+    assert found.node == node
 
 
 # cancelling
