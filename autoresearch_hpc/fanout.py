@@ -20,7 +20,6 @@ from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.ledger import Ledger
 from autoresearch_hpc.live import View
 from autoresearch_hpc.records import Status, TrialResult, TrialSpec, from_json, to_json
-from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
 from autoresearch_hpc.submit import Submitter, age_s
 
@@ -44,7 +43,7 @@ class Fanout:
         layout: RunLayout,
         ledger: Ledger,
         cluster: Cluster,
-        specs: SpecWriter,
+        submitter: Submitter,
         budget: Budget,
         view: View,
         stop: StopRequest,
@@ -52,10 +51,7 @@ class Fanout:
         self._config, self._layout = config.cluster, layout
         self._record, self._history, self._verify = ledger.record, ledger.history, ledger.verify
         self._cluster, self._budget, self._view, self._stop = cluster, budget, view, stop
-        self._submitter = Submitter(
-            config, layout=layout, ledger=ledger, cluster=cluster, specs=specs, budget=budget, stop=stop
-        )
-        self._pacing = self._submitter.pacing
+        self._submitter, self._pacing = submitter, submitter.pacing
         self._on_slurm = cluster.name == "slurm"
         self._inbox = collect.Inbox(layout.inbox, config.cluster.poll_s)
         outstanding = self._history.outstanding

@@ -36,6 +36,7 @@ from autoresearch_hpc.screening import Screen
 from autoresearch_hpc.space import Space
 from autoresearch_hpc.specs import SpecWriter, metric
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.submit import Submitter
 from autoresearch_hpc.tiers import Tiers
 
 _log = logging.getLogger(__name__)
@@ -158,8 +159,9 @@ def _controller(
         tiers=Tiers.of(config),
         job_limit_s=place.job_limit_s(config.task.wall_limit_s),
     )
+    submitter = Submitter(config, layout=layout, ledger=ledger, cluster=place, specs=specs, budget=budget, stop=stop)
     fanout = Fanout(
-        config, layout=layout, ledger=ledger, cluster=place, specs=specs, budget=budget, view=view, stop=stop
+        config, layout=layout, ledger=ledger, cluster=place, submitter=submitter, budget=budget, view=view, stop=stop
     )
     return Controller(
         config,

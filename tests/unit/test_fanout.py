@@ -36,6 +36,7 @@ from autoresearch_hpc.records import (
 )
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.submit import Submitter
 from autoresearch_hpc.tiers import Tiers
 
 PENDING = JobState("PENDING", ended=False)
@@ -119,6 +120,7 @@ def end_well(spec_path: Path, value: float = 1.0) -> None:
     )
     write_json_atomic(paths.result, to_json(result))
     if spec.inbox:
+        Path(spec.inbox).mkdir(exist_ok=True)
         (Path(spec.inbox) / spec.trial).touch()
 
 
@@ -168,14 +170,9 @@ class Bench:
         """Round, tier and size of each submission."""
         return [(int(s.job_name.split("-r")[1][:2]), s.tier, len(s.trials)) for s in self.cluster.submitted]
 
-    def fanout(self) -> Fanout:
-        """As a controller that starts, or starts again, makes it."""
-        budget = Budget(
-            config=self.config.budget,
-            tiers=Tiers.of(self.config),
-            job_limit_s=self.config.task.wall_limit_s,
-        )
-        specs = SpecWriter(
+    @property
+    def specs(self) -> SpecWriter:
+        return SpecWriter(
             tag="tag",
             seed=0,
             task=self.config.task,
@@ -184,12 +181,29 @@ class Bench:
             data_dir=None,
             data_sha256=None,
         )
+
+    def fanout(self) -> Fanout:
+        """As a controller that starts, or starts again, makes it."""
+        budget = Budget(
+            config=self.config.budget,
+            tiers=Tiers.of(self.config),
+            job_limit_s=self.config.task.wall_limit_s,
+        )
+        submitter = Submitter(
+            self.config,
+            layout=self.layout,
+            ledger=self.ledger,
+            cluster=self.cluster,
+            specs=self.specs,
+            budget=budget,
+            stop=self.stop,
+        )
         return Fanout(
             self.config,
             layout=self.layout,
             ledger=self.ledger,
             cluster=self.cluster,
-            specs=specs,
+            submitter=submitter,
             budget=budget,
             view=PlainView(),
             stop=self.stop,
@@ -278,11 +292,10 @@ def test_silence_ends_after_a_while_only(bench: Bench) -> None:
 def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(bench: Bench) -> None:
     round_ = bench.propose(4)
     ids = [f"{id_}-t0" for id_ in round_.entries]
-    predecessor = bench.fanout()
     for part, name in ((ids[:2], "arrived"), (ids[2:], "lost")):
         bench.ledger.record("submit.intent", round=0, job_name=name, trials=part)
         for id_ in part:
-            predecessor._submitter._specs.write(round_.entries[id_[:-3]].candidate, id_, "t")  # type: ignore[arg-type]
+            bench.specs.write(round_.entries[id_[:-3]].candidate, id_, "t")  # type: ignore[arg-type]
     bench.cluster.queue["arrived"] = {ids[0]: "7_0", ids[1]: "7_1"}
     for id_ in ids[:2]:
         end_well(bench.layout.trial(id_).spec)
@@ -322,7 +335,7 @@ def test_a_preempted_trial_is_tried_again_though_its_worker_left_a_result(bench:
     bench.cluster.states = {"r00-c00-t0": [PENDING, JobState("PREEMPTED", ended=True, node="n1")]}
     round_ = bench.propose(1)
     fan = bench.fanout()
-    fan._submitter._specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0", "t")  # type: ignore[arg-type]
+    bench.specs.write(round_.entries["r00-c00"].candidate, "r00-c00-t0", "t")  # type: ignore[arg-type]
     paths = bench.layout.trial("r00-c00-t0")
     end_well(paths.spec)
     good = from_json(TrialResult, read_json(paths.result))
@@ -368,7 +381,7 @@ def test_what_waits_for_ever_is_told_and_given_up_after_the_configured_wait(
     late = bench.layout.trial("r00-c02-t0")
     begun = time.monotonic()
     fan = bench.fanout()
-    fan._submitter._specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
+    bench.specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
     end_well(late.spec)
     with caplog.at_level(logging.WARNING):
         fan.train(round_)
@@ -548,13 +561,12 @@ def test_ctrl_c_cancels_the_trials_of_all_rounds(tiers: Bench, in_doubt: bool) -
 
 def test_a_successor_finds_the_submissions_of_two_rounds(tiers: Bench) -> None:
     first, second = tiers.propose(2, "h100"), tiers.propose(2, "h200")
-    predecessor = tiers.fanout()
     for round_, tier in ((first, "h100"), (second, "h200")):
         ids = [f"{id_}-t0" for id_ in round_.entries]
         name = f"tag-uid-r{round_.index:02d}-a0"
         tiers.ledger.record("submit.intent", round=round_.index, job_name=name, tier=tier, trials=ids)
         for id_ in ids:
-            predecessor._submitter._specs.write(round_.entries[id_[:-3]].candidate, id_, tier)  # type: ignore[arg-type]
+            tiers.specs.write(round_.entries[id_[:-3]].candidate, id_, tier)  # type: ignore[arg-type]
         tiers.cluster.queue[name] = {ids[0]: f"{round_.index + 7}_0", ids[1]: f"{round_.index + 7}_1"}
         tiers.end(*ids)
     history = Ledger(Journal(tiers.layout.journal)).history
