@@ -17,6 +17,7 @@ from autoresearch_hpc.sandbox import Barrier
 from autoresearch_hpc.trial.logs import CappedLog
 
 _TICK_S = 0.05
+_SIGNAL_S = 0.5  # between the first and the last process of a job to get one signal, on a busy node
 _CHUNK = 65_536  # bytes; also the longest line that is listened to
 _MAX_PIPE = 1 << 20  # bytes that an unprivileged process may leave in a pipe
 _REAP_S = 10.0  # for a process that the kernel holds back: then the result matters more
@@ -146,12 +147,19 @@ class Child:
                 if until(self._events.popleft()):
                     return True
             gone = self.process.poll() is not None  # asked before reading: its last words are not missed
-            if not self._read(0.0 if gone else _TICK_S) and gone:
-                return False
+            silent = not self._read(0.0 if gone else _TICK_S)
             last_words -= gone  # what it left behind may go on writing
-            if last_words < 0:
+            if gone and (silent or last_words < 0):
+                self._await_signal(stop)
                 return False
         return False
+
+    def _await_signal(self, stop: StopFlag) -> None:
+        """Slurm signals all of a job's processes, the worker maybe last: a child that failed may have been stopped."""
+        deadline = time.monotonic() + _SIGNAL_S
+        while self.process.returncode and time.monotonic() < deadline:
+            stop.check()
+            time.sleep(_TICK_S)
 
     @property
     def running(self) -> bool:

@@ -49,6 +49,7 @@ def rows(out: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in lines}
 
 
+@pytest.mark.alone
 def test_at_once_and_one_after_another(folder: Path) -> None:
     process = headline(folder, "--searches", "single")
     while "trial.done" not in events(folder, "single"):

@@ -253,6 +253,12 @@ def test_a_stopping_signal(make: Make, number: signal.Signals, status: Status, w
     assert abs(phases_of(result.phases) - result.phases.total_s) < 0.3
 
 
+def test_a_signal_may_end_the_script_before_it_reaches_the_worker(make: Make) -> None:
+    result = make("", "(sleep 0.2; kill -TERM $PPID) & kill -TERM $$").run()
+    assert result.error
+    assert (result.status, result.error.type) == (Status.CANCELLED, "Stopped")
+
+
 def test_a_worker_that_is_killed_outright_takes_its_child_along(make: Make) -> None:
     trial = make("open('../up', 'w').write('up\\n'); import time; time.sleep(60)", f"exec {PYTHON} fit.py")
     with trial.worker() as process:
