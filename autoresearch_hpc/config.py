@@ -4,317 +4,36 @@ Hydra composes the YAML against these classes: unknown keys and wrong types are 
 result into plain objects, once; no DictConfig travels further. The classes stay mutable because
 OmegaConf makes frozen ones read-only, which forbids overrides; nothing in the package writes to them.
 
-`agent_config` holds the part that says who proposes, `cluster_config` the one that says where trials run. The comment
-behind each field is its documentation: docs/configuration.md is generated from the three files.
+Four parts are modules of their own: `agent_config` says who proposes, `plan_config` what is tried, `task_config` what a
+trial executes, `cluster_config` where trials run. The comment behind each field is its documentation:
+docs/configuration.md is generated from the five files.
 """
 
-import math
-import re
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any
-
-from omegaconf import MISSING
 
 from autoresearch_hpc.agent_config import AgentConfig as AgentConfig
 from autoresearch_hpc.agent_config import Sandbox as Sandbox
 from autoresearch_hpc.cluster_config import ClusterConfig as ClusterConfig
 from autoresearch_hpc.cluster_config import ClusterKind as ClusterKind
 from autoresearch_hpc.cluster_config import TierConfig as TierConfig
-from autoresearch_hpc.errors import ConfigError, require
-from autoresearch_hpc.records import Direction
+from autoresearch_hpc.errors import require
+from autoresearch_hpc.plan_config import Baseline as Baseline
+from autoresearch_hpc.plan_config import CandidateConfig as CandidateConfig
+from autoresearch_hpc.plan_config import KnobDomain as KnobDomain
+from autoresearch_hpc.plan_config import KnobType as KnobType
+from autoresearch_hpc.plan_config import PlanConfig as PlanConfig
+from autoresearch_hpc.plan_config import RoundConfig as RoundConfig
+from autoresearch_hpc.plan_config import SpaceConfig as SpaceConfig
+from autoresearch_hpc.plan_config import ValidateConfig as ValidateConfig
+from autoresearch_hpc.task_config import Device as Device
+from autoresearch_hpc.task_config import Dirty as Dirty
+from autoresearch_hpc.task_config import KnobsBy as KnobsBy
+from autoresearch_hpc.task_config import MetricConfig as MetricConfig
+from autoresearch_hpc.task_config import TaskConfig as TaskConfig
+from autoresearch_hpc.task_config import TaskKind as TaskKind
 
 SCHEDULES = ("rounds", "async")
-
-
-class KnobType(Enum):
-    int = "int"
-    float = "float"
-    pow2 = "pow2"  # integers that are powers of two, sampled by exponent
-    choice = "choice"
-
-
-class TaskKind(Enum):
-    gpt = "gpt"
-    command = "command"
-
-
-class KnobsBy(Enum):
-    rewrite = "rewrite"
-    env = "env"
-    template = "template"
-
-
-class Device(Enum):
-    auto = "auto"
-    cuda = "cuda"
-    cpu = "cpu"
-
-
-class Dirty(Enum):
-    refuse = "refuse"
-    snapshot = "snapshot"
-
-
-class Baseline(Enum):
-    alone = "alone"
-    joined = "joined"
-
-
-@dataclass
-class KnobDomain:
-    """What a search may do with one knob."""
-
-    type: KnobType = KnobType.choice  # int, float, pow2 (powers of two) or choice
-    low: Any = None  # smallest value, of int, float and pow2
-    high: Any = None  # largest value
-    log: bool = False  # sample on a logarithmic scale
-    choices: list[Any] = field(default_factory=list)  # the values, of choice
-    points: int = 3  # how many values a grid takes from a range
-
-    def __post_init__(self) -> None:
-        if self.type is KnobType.choice:
-            require(
-                bool(self.choices),
-                "a choice knob without choices",
-                "give choices: [...], or type, low and high",
-            )
-            return
-        for end in (self.low, self.high):
-            number = isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
-            require(number, f"a range of {self.low!r} to {self.high!r}", "give numbers for low and high")
-        require(
-            self.low < self.high,
-            f"a range upside down: low {self.low} is not below high {self.high}",
-            "swap them",
-        )
-        require(
-            not self.log or self.low > 0,
-            f"a logarithmic range from {self.low}",
-            "its low end must be above 0",
-        )
-        if self.type is not KnobType.float:
-            whole = self.low == int(self.low) and self.high == int(self.high)
-            require(whole, f"a whole-number range of {self.low} to {self.high}", "use whole ends, or type: float")
-        if self.type is KnobType.pow2:
-            for end in (self.low, self.high):
-                power = end >= 1 and int(end) & (int(end) - 1) == 0
-                require(power, f"a pow2 range that ends at {end}", "both ends must be powers of two")
-        require(self.points >= 2, f"points: {self.points}", "a grid over a range needs at least 2 points")
-
-
-@dataclass
-class SpaceConfig:
-    """A search space: domains of knobs, and conditions between them."""
-
-    knobs: dict[str, KnobDomain] = field(default_factory=dict)  # knob -> domain
-    bounds: list[str] = field(
-        default_factory=list
-    )  # conditions over knobs, SEQ_LEN and VOCAB_SIZE, e.g. "HEAD_DIM % 2 == 0"
-
-
-@dataclass
-class CandidateConfig:
-    """One explicit candidate of a plan."""
-
-    title: str = ""  # what results.tsv says; default: the settings
-    name: str | None = None  # a name that later candidates can build on
-    parent: str | None = None  # the candidate it builds on: a name, an id or "baseline"; default the incumbent
-    knobs: dict[str, Any] = field(default_factory=dict)  # settings; none makes a replicate
-
-
-@dataclass
-class RoundConfig:
-    """One round of a plan: explicit candidates, or K that the agent proposes."""
-
-    candidates: list[CandidateConfig] = field(default_factory=list)  # explicit candidates
-    k: int | None = None  # how many the agent proposes; default plan.k
-
-    def __post_init__(self) -> None:
-        require(self.k is None or self.k >= 1, f"k: {self.k}", "a round needs at least one candidate")
-        require(
-            self.k is None or not self.candidates,
-            f"a round with both k: {self.k} and candidates",
-            "give one of them: explicit candidates are run as they are",
-        )
-
-
-@dataclass
-class ValidateConfig:
-    """What follows a round's screening: the best again, on another kind of GPU, before one is kept."""
-
-    tier: str | None = None  # where; default the last of cluster.tiers
-    top: int = 0  # so many candidates, the best by their screening; 0: none, and one is kept where it was tried
-    seeds: int = 2  # with so many trials each
-
-    def __post_init__(self) -> None:
-        require(self.top >= 0, f"plan.validate.top={self.top}", "give 0 or more")
-        require(self.seeds >= 1, f"plan.validate.seeds={self.seeds}", "give at least 1")
-
-
-@dataclass
-class PlanConfig:
-    """What a run tries, round by round; the files of conf/round/ set it."""
-
-    name: str = MISSING  # the plan's name; the run's tag starts with it
-    description: str = ""  # one sentence for people
-    k: int | None = 4  # candidates a round; null: as many as GPUs to try them on (cluster.max_parallel, or the tiers')
-    combine: int = 1  # of these, at most so many combine near misses, from round 2 on; never more than half; 0: none
-    base: dict[str, Any] = field(default_factory=dict)  # knob settings of the baseline, the run's first commit
-    baseline: Baseline = Baseline.alone  # round 0 is the baseline alone, or joined by the first round's candidates
-    rounds: list[RoundConfig] = field(default_factory=list)  # the rounds; empty: the agent proposes k
-    max_rounds: int | None = None  # how many rounds after the baseline; the last of `rounds` repeats
-    screen: str | None = None  # the tier on which candidates are tried; default the first of cluster.tiers
-    validate: ValidateConfig = field(default_factory=ValidateConfig)  # the best are run again on another tier
-
-    def __post_init__(self) -> None:
-        require(self.k is None or self.k >= 1, f"plan.k={self.k}", "a round needs at least one candidate")
-        require(self.combine >= 0, f"plan.combine={self.combine}", "give 0 or more")
-        require(
-            self.max_rounds is None or self.max_rounds >= 0,
-            f"plan.max_rounds={self.max_rounds}",
-            "give 0 or more",
-        )
-        names = [c.name for r in self.rounds for c in r.candidates if c.name]
-        doubled = sorted({n for n in names if names.count(n) > 1})
-        require(not doubled, f"candidate name {', '.join(doubled)} is used twice in the plan", "rename one")
-
-    @property
-    def first_round(self) -> int:
-        """The first round that has a plan: 0 where the baseline is joined, else 1."""
-        return 0 if self.baseline is Baseline.joined else 1
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds after round 0, so the last round's index."""
-        if self.max_rounds is not None:
-            return self.max_rounds
-        return self.first_round + max(len(self.rounds), 1) - 1
-
-    def round(self, index: int) -> RoundConfig:
-        """The plan of round index; the last of `rounds` repeats.
-
-        With a baseline alone, round 0 is the baseline and has no plan (ValueError), and round i is rounds[i - 1]. With
-        a joined baseline rounds[0] runs beside the baseline in round 0, and round i is rounds[i].
-        """
-        if index < self.first_round:
-            raise ValueError(f"round {index} has no plan: the baseline runs alone")
-        if not self.rounds:
-            return RoundConfig()
-        return self.rounds[min(index - self.first_round, len(self.rounds) - 1)]
-
-    def is_open(self, index: int) -> bool:
-        """Whether an agent fills round index, rather than the plan itself."""
-        return not self.round(index).candidates
-
-    def num_candidates(self, index: int) -> int:
-        """How many candidates round index has; at most, where an agent proposes them."""
-        planned = self.round(index)
-        return len(planned.candidates) or planned.k or self.k or 1
-
-
-@dataclass
-class MetricConfig:
-    """The number that decides, for task.kind=command (gpt always earns val_bpb)."""
-
-    name: str = "val_bpb"  # the name in tables
-    direction: Direction = Direction.min  # min or max
-    json: str | None = None  # a JSON file the script writes, relative to its copy of the repository
-    key: str | None = None  # where in that file, dotted; default the metric's name
-    regex: str | None = None  # or: a regular expression over the output; group 1 of the last match
-
-
-_VARIABLES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
-
-
-def _check_regex(pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ConfigError(f"task.metric.regex={pattern} is no regular expression: {error}", "correct it") from None
-    require(groups == 1, f"task.metric.regex={pattern} has {groups} groups", r"give one, the number: 'loss: (\S+)'")
-
-
-@dataclass
-class TaskConfig:
-    """What a trial executes."""
-
-    kind: TaskKind = TaskKind.gpt  # gpt: our train.py and harness; command: any script
-    script: str = "train.py"  # the file whose module-level constants are the knobs
-    editable: list[str] = field(default_factory=list)  # files that candidates may change; default the script
-    export: list[str] = field(default_factory=list)  # paths of the repository that a trial gets; default editable
-    dirty: Dirty = Dirty.refuse  # uncommitted changes in editable files: refuse, or take them along (snapshot)
-    device: Device = Device.cuda  # cuda: a trial without its GPU fails; auto: the CPU will do
-    train_s: float = 300.0  # training time by the clock (gpt), or the time limit of a command
-    startup_limit_s: float = 600.0  # start-up and compilation, free of charge up to here
-    overrun_s: float = 3.0  # gpt: the last step may end so much after the clock, or 1 % of train_s; else it is INVALID
-    grace_s: float = 60.0  # from the clock's end to a saved checkpoint
-    eval_limit_s: float = 300.0  # the evaluation's time limit
-    eval_tokens: int = 20971520  # validation tokens that count
-    eval_batch_rows: int = 64  # rows in one evaluation batch
-    command: str | None = None  # command: the shell line, e.g. "python fit.py"; {KNOB} for knobs by template
-    knobs_by: KnobsBy = KnobsBy.rewrite  # command: rewrite constants of `script`, env variables, or the template
-    env: dict[str, str] = field(default_factory=dict)  # extra environment of the trial
-    pass_env: list[str] = field(default_factory=list)  # your variables that pass into job and trial: NAME or PREFIX*
-    sandbox: Sandbox = Sandbox.auto  # gpt: Landlock where there is one; only where; never
-    stage: str | None = None  # gpt: a directory of each node's own, for a copy of training data; $NAME is the node's
-    stage_limit_s: float = 300.0  # until that copy is there; a trial that waits longer reads the shared files
-    metric: MetricConfig = field(default_factory=MetricConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("train_s", "startup_limit_s", "grace_s", "eval_limit_s", "stage_limit_s"):
-            require(getattr(self, name) > 0, f"task.{name}={getattr(self, name)}", "give seconds above 0")
-        require(self.overrun_s >= 0, f"task.overrun_s={self.overrun_s}", "give 0 or more")
-        require(self.eval_tokens > 0, f"task.eval_tokens={self.eval_tokens}", "give at least 1")
-        for name in self.pass_env:
-            require(
-                bool(_VARIABLES.fullmatch(name)),
-                f"task.pass_env: {name!r} names no environment variable",
-                "give names, or the beginning of some and a *: [MY_SETTING, SITE_*]",
-            )
-        require(
-            not self.stage or self.stage.startswith(("/", "$")),
-            f"task.stage={self.stage} is no place on a node",
-            "give an absolute path, or one that begins with a variable of the node's: /local/scratch, $NODE_SCRATCH",
-        )
-        if self.kind is TaskKind.command:
-            require(
-                self.sandbox is not Sandbox.require,
-                "task.sandbox=require, but a command is never shut in",
-                "leave it out, and let cluster.python put a container around it",
-            )
-            require(
-                bool(self.command),
-                "task.kind=command without task.command",
-                'say what to run: task.command="..."',
-            )
-            given = [m for m in (self.metric.json, self.metric.regex) if m]
-            require(
-                len(given) == 1,
-                "the metric needs one source",
-                "set either task.metric.json or task.metric.regex",
-            )
-            if self.metric.regex:
-                _check_regex(self.metric.regex)
-
-    @property
-    def editable_paths(self) -> list[str]:
-        """The files that candidates may change."""
-        return self.editable or [self.script]
-
-    @property
-    def export_paths(self) -> list[str]:
-        """What of the repository a trial gets."""
-        return self.export or self.editable_paths
-
-    @property
-    def wall_limit_s(self) -> float:
-        """The longest a trial may take."""
-        gpt = self.kind is TaskKind.gpt
-        saved_s = max(self.grace_s, self.overrun_s) if gpt else self.grace_s
-        staged_s = self.stage_limit_s if self.stage else 0.0
-        return self.startup_limit_s + self.train_s + saved_s + (staged_s + self.eval_limit_s if gpt else 0.0)
 
 
 @dataclass

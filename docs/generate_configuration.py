@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = [ROOT / "autoresearch_hpc" / name for name in ("agent_config.py", "cluster_config.py", "config.py")]
+PARTS = ("agent_config.py", "plan_config.py", "task_config.py", "cluster_config.py", "config.py")
+SCHEMA = [ROOT / "autoresearch_hpc" / name for name in PARTS]
 PAGE = ROOT / "docs" / "configuration.md"
 
 HEAD = """\
 # Configuration
 
-<!-- Written by docs/generate_configuration.py from config.py and its two parts; change the comments there. -->
+<!-- Written by docs/generate_configuration.py from config.py and its four parts; change the comments there. -->
 
 A run is configured by [Hydra](https://hydra.cc): the files under `conf/`, then the command line. `+round=NAME` chooses
 a plan, `GROUP=NAME` a file of `conf/GROUP/`, and `GROUP.KEY=VALUE` sets one key, e.g.

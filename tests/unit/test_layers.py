@@ -13,7 +13,17 @@ ROOT = Path(autoresearch_hpc.__file__).parent
 LAYERS = [
     {"errors", "bundle", "environment", "estimates", "gains", "kernels", "leftovers", "quoting", "sandbox"},
     {"exits", "files", "literals", "records", "stopping"},
-    {"agent_config", "cluster_config", "config", "bounds", "dataset", "entries", "fingerprint"}
+    {
+        "agent_config",
+        "cluster_config",
+        "config",
+        "plan_config",
+        "task_config",
+        "bounds",
+        "dataset",
+        "entries",
+        "fingerprint",
+    }
     | {"journal", "knobs", "layout", "lock"},
     {"complaints", "pacing", "space", "tally", "tiers"},
     {"history"},
@@ -33,6 +43,9 @@ SIBLINGS = {
     ("literals", "records"): "the values of knobs are a record's",
     ("config", "agent_config"): "a part of it",
     ("config", "cluster_config"): "a part of it",
+    ("config", "plan_config"): "a part of it",
+    ("config", "task_config"): "a part of it",
+    ("task_config", "agent_config"): "both are shut in the same ways",
 }
 
 
