@@ -76,6 +76,7 @@ class Controller:
         """Go on to the end and return why it ended. Raises InterruptedRun when a signal asked to stop."""
         try:
             with self._stop:
+                self._fanout.take_over(*self._history.open_rounds)
                 while (reason := self._go_on()) is None:
                     self._fanout.train(*self._history.open_rounds, until=self._schedule.may_go_on)
                 self._fanout.settle()

@@ -62,14 +62,18 @@ class Fanout:
         self._cancelling: set[str] = set()
         self._uncharged = {t.id: t.job for t in self._history.trials() if t.result and t.job and t.gpu_s is None}
 
+    def take_over(self, *rounds: Round) -> None:
+        """Finish what the last controller may have been killed in: results were taken in, void ones not dropped yet."""
+        for round_ in rounds:
+            for trial in [t for t in round_.trials if t.result and t.dropped is None and not round_.judged]:
+                self._drop_if_void(trial)
+
     def train(self, *rounds: Round, until: Callable[[], bool] | None = None) -> None:
         """Submit and collect, oldest round first, until `until` says so: by default, until one has all its results.
 
         Raises ClusterError where the cluster refuses or does not answer for too long and, without `until`, where it
         lost every trial of a round: with it a round may be over that is not all proposed yet.
         """
-        for trial in [t for round_ in rounds for t in round_.trials if t.result and t.dropped is None]:
-            self._drop_if_void(trial)
         enough = until or (lambda: any(round_.complete for round_ in rounds))
         while not enough():
             for round_ in rounds:

@@ -31,6 +31,15 @@ EVENTS = (
 # What these announce is done in part when they are written: commits, an array, a branch that moved.
 EFFECTS = ("round.committed", "submit.intent", "submit.done", "round.closed")
 
+_LOSES_ITS_WORKER = """\
+import json
+if LR == 0.1 and os.getcwd().endswith("/t0/work"):  # the baseline's first trial
+    time.sleep(2)
+    os.kill(json.load(open("../claim-0.json"))["pid"], 9)
+    time.sleep(9)
+x = 5.0
+"""
+
 
 def killed_around_every_event(toy: Toy, tag: str) -> None:
     """SIGKILL around every event of a round, each time in a controller that resumes the last one's run."""
@@ -73,6 +82,21 @@ def killed_while_training(toy: Toy, tag: str) -> None:
     toy.search(tag).finish()
     complete(toy, tag)
     assert _events(toy, tag)["submit.intent"] == _events(toy, tag)["round.proposed"]
+
+
+def killed_before_a_lost_trial_is_dropped(toy: Toy, tag: str) -> None:
+    """A round's last trial loses its worker, and the controller dies with nothing but that result in its journal."""
+    toy.write("fit.py", (toy.root / "fit.py").read_text("utf-8").replace("x = 5.0\n", _LOSES_ITS_WORKER))
+    toy.commit()
+    killed_at(toy, tag, "before", "trial.dropped").finish(-signal.SIGKILL, timeout_s=60)
+    last = toy.journal(tag)[-1]
+    assert (last["event"], last["result"]["candidate"], last["result"]["status"]) == ("trial.done", "r00-c00", "LOST")
+    assert _events(toy, tag)["trial.done"] == 2, "the round is complete"
+    toy.search(tag).finish()
+    journal = toy.journal(tag)
+    told = [line["result"] for line in journal if line["event"] == "trial.done"]
+    assert [r["status"] for r in told if r["candidate"] == "r00-c00"] == ["LOST", "OK"]
+    assert journal[-1]["event"] == "run.stopped"
 
 
 def terminated(toy: Toy, tag: str) -> None:

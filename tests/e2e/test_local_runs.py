@@ -35,6 +35,10 @@ def test_killed_while_training(local: Callable[..., Toy]) -> None:
     scenarios.killed_while_training(local(k=1, sleep_s=2), "outlived")
 
 
+def test_killed_before_a_lost_trial_is_dropped(local: Callable[..., Toy]) -> None:
+    scenarios.killed_before_a_lost_trial_is_dropped(local(k=1), "lost-last")
+
+
 def test_terminated(local: Callable[..., Toy]) -> None:
     scenarios.terminated(local(k=1, sleep_s=2), "terminated")
 
