@@ -237,9 +237,10 @@ def test_end_of_a_forgotten_job_is_sacts(on_slurm: Bench, broken: Broken) -> Non
     submission = on_slurm.submission("forgotten", ["sleep 2"])
     jobs = on_slurm.launch(place, submission)
     hidden(broken, jobs)
-    wait(lambda: word(place, jobs) == "COMPLETED", "the end", 40)
+    wait(lambda: ended(place, jobs), "the end", 60)
     found = state(place, jobs)
     assert found
+    assert found.word == "COMPLETED"
     assert found.node
 
 

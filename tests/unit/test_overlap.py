@@ -104,6 +104,9 @@ class Trainer:
                 trial = outstanding[0]
                 self._desk.end(trial.id, self._value(trial.candidate, trial.tier))
 
+    def take_over(self, *rounds: Round) -> None:
+        pass
+
     def require_one(self, round_: Round) -> None:
         pass
 
