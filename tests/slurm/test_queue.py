@@ -471,6 +471,7 @@ def test_end_of_a_failed_launch_waits_for_the_name_of_its_node(
     on_slurm: Bench, broken: Broken, monkeypatch: pytest.MonkeyPatch, node: str | None
 ) -> None:
     """squeue never tells it, sacct a moment later; or not at all."""
+    monkeypatch.setattr(queue, "_PLACE_PATIENCE_S", 60.0)  # the test says when it is over
     place = on_slurm.place(sbatch={"begin": "now+1hour"})
     jobs = on_slurm.launch(place, on_slurm.submission("nowhere", ["true"]))
     broken("sacct", "true")

@@ -254,7 +254,7 @@ def test_a_stopping_signal(make: Make, number: signal.Signals, status: Status, w
 
 
 def test_a_signal_may_end_the_script_before_it_reaches_the_worker(make: Make) -> None:
-    result = make("", "(sleep 0.2; kill -TERM $PPID) & kill -TERM $$").run()
+    result = make("", "(sleep 0.1; kill -TERM $PPID) & kill -TERM $$").run()
     assert result.error
     assert (result.status, result.error.type) == (Status.CANCELLED, "Stopped")
 
