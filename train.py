@@ -63,7 +63,17 @@ GATE_CHANNELS = 32  # the value gate reads this many channels of the layer's inp
 
 def norm(x: torch.Tensor) -> torch.Tensor:
     """RMS norm over the last axis, without parameters."""
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A matrix product in the type of its input: weights stay float32. Autocast would keep graphs out of the cache."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def model_width() -> int:
@@ -116,12 +126,12 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = width // HEAD_DIM
         self.window = window
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
         gate_inputs = min(GATE_CHANNELS, width)
-        self.gate = nn.Linear(gate_inputs, self.num_heads, bias=False) if has_value_embedding(layer) else None
+        self.gate = Linear(gate_inputs, self.num_heads) if has_value_embedding(layer) else None
 
     def forward(
         self, x: torch.Tensor, rotary: Rotary, value_embedding: torch.Tensor | None, mask: object
@@ -131,7 +141,7 @@ class Attention(nn.Module):
         if self.gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, heads), 1 at the start
             v = v + gate[..., None] * value_embedding.view(B, T, self.num_heads, HEAD_DIM)
-        q, k = norm(rotary(q)).to(v.dtype), norm(rotary(k)).to(v.dtype)
+        q, k = norm(rotary(q)), norm(rotary(k))
         return self.out(self.attend(q, k, v, mask).reshape(B, T, C))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object) -> torch.Tensor:
@@ -154,8 +164,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return relu_squared_mlp(x, self.up.weight, self.down.weight)
@@ -185,7 +195,7 @@ class GPT(nn.Module):
             {str(i): nn.Embedding(vocab_size, width) for i in range(DEPTH) if has_value_embedding(i)}
         )
         self.blocks = nn.ModuleList(Block(width, i, window) for i, window in enumerate(self.windows))
-        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.head = Linear(width, vocab_size)
         self.residual_scale = nn.Parameter(torch.ones(DEPTH))  # how much of the stream enters a layer
         self.input_scale = nn.Parameter(torch.full((DEPTH,), 0.1))  # how much of the embedding is added again
         self.rotary = Rotary(seq_len)
@@ -236,18 +246,16 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, V) in float32; with targets (B, T), their mean cross-entropy in nats."""
         if idx.size(1) != self.seq_len:
             raise ValueError(f"rows of {idx.size(1)} tokens, the model was built for {self.seq_len}")
-        gpu = idx.is_cuda
-        with torch.autocast(idx.device.type, dtype=torch.bfloat16, enabled=gpu):
-            dtype = torch.bfloat16 if gpu else torch.float32
-            x = first = norm(self.embedding(idx).to(dtype))
-            for i, block in enumerate(self.blocks):
-                x = self.residual_scale[i].to(dtype) * x + self.input_scale[i].to(dtype) * first
-                extra = self.value_embeddings[str(i)](idx).to(dtype) if has_value_embedding(i) else None
-                x = block(x, self.rotary, extra, self.masks.get(self.windows[i]))
-            x = norm(x)
-            if targets is not None:
-                return capped_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), LOGIT_CAP)
-            return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)
+        dtype = torch.bfloat16 if idx.is_cuda else torch.float32
+        x = first = norm(self.embedding(idx).to(dtype))
+        for i, block in enumerate(self.blocks):
+            x = self.residual_scale[i].to(dtype) * x + self.input_scale[i].to(dtype) * first
+            extra = self.value_embeddings[str(i)](idx).to(dtype) if has_value_embedding(i) else None
+            x = block(x, self.rotary, extra, self.masks.get(self.windows[i]))
+        x = norm(x)
+        if targets is not None:
+            return capped_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), LOGIT_CAP)
+        return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)
 
     def flops_per_token(self) -> int:
         """Forward and backward: 6 per weight in a matrix product, 12 per channel and visible token in attention."""
@@ -261,7 +269,10 @@ def build_model(meta: Meta) -> GPT:
         raise ValueError(f"HEAD_DIM = {HEAD_DIM} is odd; rotary positions need pairs of channels")
     if not WINDOW_PATTERN or set(WINDOW_PATTERN) - {"L", "S"}:
         raise ValueError(f"WINDOW_PATTERN = {WINDOW_PATTERN!r}; use the letters L and S")
-    return GPT(meta.vocab_size, meta.seq_len)
+    model = GPT(meta.vocab_size, meta.seq_len)
+    if COMPILE and model.head.weight.is_cuda:
+        model.compile(dynamic=False)
+    return model
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -445,22 +456,22 @@ def num_microbatches(meta: Meta) -> int:
     return TOTAL_BATCH_SIZE // tokens
 
 
-def train_step(forward: Callable[..., torch.Tensor], batches: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def train_step(model: GPT, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Gradients of the mean loss over the batches, and that loss."""
     losses = []
     for x, y in batches:
-        loss = forward(x, y) / len(batches)
+        loss = model(x, y) / len(batches)
         loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
-def warm_up(session: Session, model: GPT, forward: Callable[..., torch.Tensor]) -> None:
+def warm_up(session: Session, model: GPT) -> None:
     """Compile and allocate on random tokens, before the clock; the parameters are put back as they were."""
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = Optimizers(model)
     for _ in range(2):  # the second runs what the first compiled
-        train_step(forward, [session.warmup_batch(DEVICE_BATCH_SIZE)])
+        train_step(model, [session.warmup_batch(DEVICE_BATCH_SIZE)])
         optimizers.step(lr_scale=0.0, progress=0.0)
     model.load_state_dict(start)
 
@@ -486,20 +497,18 @@ def main() -> None:
     except (AutoresearchError, ValueError) as error:
         sys.exit(f"train.py: {error}")
     print(kernels.choices(session.device, HEAD_DIM), flush=True)
-    gpu = session.device.type == "cuda"
-    forward = torch.compile(model, dynamic=False) if gpu and COMPILE else model
-    warm_up(session, model, forward)
+    warm_up(session, model)
     optimizers = Optimizers(model)
 
     session.start()
     batches = session.batches(DEVICE_BATCH_SIZE)
-    lag = 1 if gpu else 0  # steps that may be queued on the device before their loss is read
+    lag = 1 if session.device.type == "cuda" else 0  # steps that may be queued on the device before their loss is read
     readings: deque[LossReading] = deque()
     steps, finite, expired, stamp = 0, True, False, time.perf_counter()
     while finite and not expired:
         progress = session.progress
         lr_scale = lr_scale_at(progress)
-        loss = train_step(forward, [next(batches) for _ in range(accumulate)])
+        loss = train_step(model, [next(batches) for _ in range(accumulate)])
         optimizers.step(lr_scale, progress)
         steps += 1
         readings.append(LossReading(loss, steps, lr_scale, progress))

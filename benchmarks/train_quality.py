@@ -64,9 +64,8 @@ def train_all(script: Path, data: Path, seeds: int, train_s: float) -> dict[str,
     with torch.device(session.device):
         model = train.build_model(session.meta)
     gpu = session.device.type == "cuda"
-    forward = torch.compile(model, dynamic=False) if gpu and train.COMPILE else model
     started = time.perf_counter()
-    train.warm_up(session, model, forward)
+    train.warm_up(session, model)
     compile_s = time.perf_counter() - started
     results = []
     for seed in range(seeds):
@@ -83,7 +82,7 @@ def train_all(script: Path, data: Path, seeds: int, train_s: float) -> dict[str,
         while not session.expired:
             progress = session.progress
             lr_scale = train.lr_scale_at(progress)
-            loss = train.train_step(forward, [next(batches) for _ in range(accumulate)])
+            loss = train.train_step(model, [next(batches) for _ in range(accumulate)])
             optimizers.step(lr_scale, progress)
             steps += 1
             readings.append(train.LossReading(loss, steps, lr_scale, progress))

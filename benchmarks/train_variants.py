@@ -158,8 +158,7 @@ def run(script: Path, variant: str, steps: int, profile: bool) -> dict[str, Any]
     with torch.device(device):
         model = train.build_model(META)
     started = time.perf_counter()
-    forward = torch.compile(model, dynamic=False) if gpu and train.COMPILE else model
-    train.warm_up(tokens, model, forward)
+    train.warm_up(tokens, model)
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -170,7 +169,7 @@ def run(script: Path, variant: str, steps: int, profile: bool) -> dict[str, Any]
     batches = tokens.batches(train.DEVICE_BATCH_SIZE)
     stamps, losses, reading = [], [], None
     for step in range(steps + SETTLE):
-        loss = train.train_step(forward, [next(batches) for _ in range(accumulate)])
+        loss = train.train_step(model, [next(batches) for _ in range(accumulate)])
         optimizers.step(1.0, step / (steps + SETTLE))
         following = train.LossReading(loss, step, 1.0, 0.0)
         if reading is not None:
@@ -188,7 +187,7 @@ def run(script: Path, variant: str, steps: int, profile: bool) -> dict[str, Any]
         "device": torch.cuda.get_device_name() if gpu else "cpu",
     }
     if profile:
-        result["profile"] = kernels(train, forward, optimizers, batches, accumulate)
+        result["profile"] = kernels(train, model, optimizers, batches, accumulate)
     return result
 
 
@@ -207,7 +206,7 @@ GROUPS = {  # the first that a kernel's name matches
 
 
 def kernels(
-    train: ModuleType, forward: Callable[..., torch.Tensor], optimizers: Any, batches: Any, accumulate: int
+    train: ModuleType, model: torch.nn.Module, optimizers: Any, batches: Any, accumulate: int
 ) -> list[tuple[str, str, float, float]]:
     """(group, kernel, milliseconds a step, calls a step) of two steps, the longest first."""
     from torch.autograd import DeviceType
@@ -216,7 +215,7 @@ def kernels(
     steps = 2
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):
-            train.train_step(forward, [next(batches) for _ in range(accumulate)])
+            train.train_step(model, [next(batches) for _ in range(accumulate)])
             with torch.profiler.record_function("optimizer"):
                 optimizers.step(1.0, 0.5)
         torch.cuda.synchronize()

@@ -39,10 +39,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, heads, T, D): PyTorch's causal attention over all tokens, cuDNN's where that is faster."""
     if not hopper(q.device) or q.size(-1) % 8 or q.size(-1) > 128:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # The operator itself: sdpa_kernel() inside a compiled graph would keep that out of the compiler's cache.
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, is_causal=True)[0]
 
 
 def _limits(window: int, length: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float)
     """Mean cross-entropy in nats of logits `cap * tanh(x @ weight.T / cap)` (N, V), for x (N, C) and targets (N)."""
     if hopper(x.device) and len(weight) <= MAX_VOCABULARY:
         return _loss_and_gradients(x.to(torch.bfloat16), weight, targets, cap)[0]
-    logits = F.linear(x, weight).float()
+    logits = F.linear(x, weight.to(x.dtype)).float()
     return F.cross_entropy(cap * torch.tanh(logits / cap), targets)
 
 

@@ -14,6 +14,7 @@ def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     fits = up.shape[1] == x.shape[-1] and down.shape == up.T.shape  # else PyTorch says what does not
     if fits and hopper(x.device) and len(up) % 8 == 0 and len(down) % 8 == 0:
         return _mlp(x.flatten(0, -2).to(torch.bfloat16), up, down)[0].view(x.shape)
+    up, down = up.to(x.dtype), down.to(x.dtype)
     return F.linear(F.relu(F.linear(x, up)).square(), down)
 
 

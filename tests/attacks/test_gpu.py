@@ -34,15 +34,14 @@ def test_logits_cross_processes_unchanged(bench: ModuleType, tmp_path: Path, cap
 
 def test_a_little_look_ahead(bench: ModuleType, tmp_path: Path) -> None:
     source = (ROOT / "train.py").read_text()
-    honest = "        if targets is None:\n            return logits\n"
+    honest = "        return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)\n"
     assert honest in source
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "train.py").write_text(
         source.replace(
             honest,
-            "        if targets is None:\n"
-            "            ahead = idx.roll(-1, 1)[..., None]\n"
-            "            return logits.scatter_add(2, ahead, torch.full_like(logits[..., :1], 0.2))\n",
+            honest.replace("return", "logits =") + "        ahead = idx.roll(-1, 1)[..., None]\n"
+            "        return logits.scatter_add(2, ahead, torch.full_like(logits[..., :1], 0.2))\n",
         )
     )
     data, checkpoint = bench.write_data(tmp_path / "data"), bench.write_checkpoint(tmp_path / "checkpoint.pt")

@@ -143,8 +143,8 @@ def test_a_good_edit_passes(small: Screen) -> None:
     ("old", "new", "expected"),
     [
         (
-            "nn.Linear(width, 4 * width, bias=False)",
-            "nn.Linear(width, 3 * width, bias=False)",
+            "self.up = Linear(width, 4 * width)",
+            "self.up = Linear(width, 3 * width)",
             ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return relu_squared_mlp("],
         ),
         (
@@ -152,7 +152,7 @@ def test_a_good_edit_passes(small: Screen) -> None:
             "return LOGIT_CAP * torch.tanh(self.head(x[:, 1:]).float() / LOGIT_CAP)",
             ["logits of shape (1, 127, 512), expected (1, 128, 512)"],
         ),
-        ("return GPT(meta.vocab_size, meta.seq_len)", "return 3", ["build_model returned a int"]),
+        ("    return model\n", "    return 3\n", ["build_model returned a int"]),
         (
             "self.count += 1\n",
             "self.count += 1\n        self.counter += 1\n",
@@ -170,8 +170,8 @@ def test_a_good_edit_passes(small: Screen) -> None:
         ),
         ("    session.save(", "    return\n    session.save(", ["NoCheckpoint: train.py ended without session.save"]),
         (
-            "loss = forward(x, y) / len(batches)",
-            "loss = forward(x, y) / (len(batches) - 1)",
+            "loss = model(x, y) / len(batches)",
+            "loss = model(x, y) / (len(batches) - 1)",
             ["NonFiniteLoss: the loss is not finite at the first step"],
         ),
         (
@@ -207,16 +207,15 @@ def test_what_failed_before_is_not_told(small: Screen, caplog: pytest.LogCapture
 
 
 def test_what_only_numbers_decide_is_left_to_the_dry_run(small: Screen) -> None:
-    reads = edited("        gpu = idx.is_cuda\n", "        gpu = idx.is_cuda\n        assert idx.max().item() >= 0\n")
+    first = "        dtype = torch.bfloat16 if idx.is_cuda else torch.float32\n"
+    reads = edited(first, f"{first}        assert idx.max().item() >= 0\n")
     assert tell(small, reads) == ""
-    wrong = edited("        gpu = idx.is_cuda\n", "        gpu = idx.is_cuda\n        assert idx.max().item() < 0\n")
+    wrong = edited(first, f"{first}        assert idx.max().item() < 0\n")
     assert "AssertionError" in tell(small, wrong)
 
 
 def test_what_only_a_gpu_can_do_passes(small: Screen) -> None:
-    text = edited(
-        "    warm_up(session, model, forward)\n", "    torch.cuda.synchronize()\n    warm_up(session, model, forward)\n"
-    )
+    text = edited("    warm_up(session, model)\n", "    torch.cuda.synchronize()\n    warm_up(session, model)\n")
     assert tell(small, text) == ""
     # a knob's value that only the whole training refuses, since a check cuts it down
     assert "SystemExit: train.py: TOTAL_BATCH_SIZE" in tell(small, knobs.rewrite(SMALL, {"DEVICE_BATCH_SIZE": 7}))
@@ -255,7 +254,7 @@ def test_the_default_size_in_time(default: Screen) -> None:
 
 
 def test_numbers_at_the_default_size(default: Screen) -> None:
-    text = edited("loss = forward(x, y) / len(batches)", "loss = forward(x, y) / (len(batches) - 1)", SCRIPT)
+    text = edited("loss = model(x, y) / len(batches)", "loss = model(x, y) / (len(batches) - 1)", SCRIPT)
     found = tell(default, text, before=SCRIPT)
     assert "NonFiniteLoss" in found or found == ""  # some machines are fast enough for it
     text = edited("average = torch.zeros_like(torch.stack(params))", "average = torch.zeros(8, 512, 512)", SCRIPT)

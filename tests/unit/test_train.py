@@ -324,11 +324,12 @@ def test_a_session_trains_and_says_so(
     train = load(**TINY_KNOBS)
     train.main()
     events = pipe.events()
-    assert [event["event"] for event in events] == ["warmup", "clock", "stopped", "saved"]
+    assert [event["event"] for event in events] == ["warmup", "clock", "stopped", "saved", "summary"]
     output = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"^step=\d+ loss=(\S+) .* step_ms=\d", output, flags=re.M)]
-    assert events[-1]["steps"] == len(losses) > 3
-    assert events[-1]["tokens"] == 128 * len(losses)
+    saved = events[-2]
+    assert saved["steps"] == len(losses) > 3
+    assert saved["tokens"] == 128 * len(losses)
     assert losses[0] == pytest.approx(math.log(300), abs=0.05)
     assert min(losses) < losses[0] - 0.5
     assert "val_bpb" not in output
@@ -340,7 +341,7 @@ def test_the_warm_up_leaves_no_trace(load: Callable[..., ModuleType], session: P
     opened = train.Session.open()
     model = train.build_model(opened.meta)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train.warm_up(opened, model, model)
+    train.warm_up(opened, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
