@@ -1,14 +1,16 @@
 """What is checked before a run makes anything: the repository, every edit that the plan names, the data."""
 
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autoresearch_hpc import environment, knobs
 from autoresearch_hpc.agents.protocol import Brief
 from autoresearch_hpc.candidates import CandidateMaker
-from autoresearch_hpc.config import Config, CorpusConfig, Dirty, KnobsBy, TaskKind
+from autoresearch_hpc.config import Config, CorpusConfig, Device, Dirty, KnobsBy, TaskKind
 from autoresearch_hpc.data.apart import prepare_apart
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.errors import ConfigError, DataError, RepoError
@@ -99,6 +101,25 @@ def environment_warnings(config: Config) -> Iterator[str]:
     used = set(_USED.findall(shell)) - set(_ASSIGNED.findall(shell)) - set(environment.for_job(task.pass_env))
     if lost := sorted(name for name in used & set(os.environ) if not _THE_JOBS_OWN.fullmatch(name)):
         yield f"a job does not inherit {', '.join(lost)}: name it in task.pass_env, or set it in cluster.setup"
+    if (
+        task.kind is TaskKind.gpt
+        and task.device is Device.cuda
+        and not cluster.python
+        and (folder := _without_bytecode())
+    ):
+        once = f"{sys.executable} -m compileall -q -j 0 {folder}"
+        yield f"{folder} holds no bytecode of torch, which each trial takes 15 s to do without; once: {once}"
+
+
+def _without_bytecode() -> Path | None:
+    """Where torch is installed without bytecode, as some installers leave it. Trials write none."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return None
+    module = Path(torch.origin).parent / "_inductor" / "lowering.py"  # of the last that are imported
+    if not module.exists() or Path(importlib.util.cache_from_source(str(module))).exists():
+        return None
+    return module.parents[2]
 
 
 def open_data(config: Config, past: History) -> Dataset | None:

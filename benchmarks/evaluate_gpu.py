@@ -107,7 +107,7 @@ def trusted(
         scratch.place(name)
     archive = root / "compiled.tar"
     if warm:
-        compiled.unpack(archive, scratch.root)
+        compiled.unpack(archive, scratch.root, "scoring")
     (trial / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
     read_fd, write_fd = os.pipe()
     words = [sys.executable, "-P", "-m", "autoresearch_hpc.trial.evaluate", str(trial / "trial.json")]

@@ -5,6 +5,7 @@
     {"event": "stopped"}                   the clock has stopped; what follows is the writing of the checkpoint
     {"event": "saved", "steps", "tokens", "num_params", "peak_vram_mb", "mfu"}
     {"event": "diverged", "step"}
+    {"event": "summary"}                   the script is done
 
 No event carries a time: the worker stamps them with its own clock. `mfu` is a share of 1, null where it is unknown.
 """

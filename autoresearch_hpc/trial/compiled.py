@@ -36,14 +36,14 @@ def store(spec: TrialSpec, gpu_name: str | None) -> Path | None:
     return Path(spec.inbox).parent / "compiled" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.tar"
 
 
-def unpack(archive: Path | None, root: Path) -> bool:
-    """Fill the caches of the places below root. False where there is nothing to fill them with: they stay empty."""
+def unpack(archive: Path | None, root: Path, place: str) -> bool:
+    """Fill the caches of a place below root. False where there is nothing to fill them with: they stay empty."""
     if archive is None or not archive.is_file():
         return False
     try:
         with tarfile.open(archive) as tar:
             made_in = tar.extractfile(_ROOT)
-            _extract(tar, root, made_in.read() if made_in else b"")
+            _extract(tar, root, made_in.read() if made_in else b"", within=f"{place}/")
         return True
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         _log.warning("compiling anew: %s: %s", archive, error)
@@ -63,8 +63,8 @@ def copy(source: Path, target: Path) -> None:
         _log.warning("compiled twice: %s", error)
 
 
-def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes) -> None:
-    """Unpack below target, which takes the place of the directory `made_in` in every file.
+def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes, within: str = "") -> None:
+    """Unpack what is `within` below target, which takes the place of the directory `made_in` in every file.
 
     Raises ValueError where their names differ in length.
     """
@@ -72,6 +72,8 @@ def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes) -> None:
     if len(here) != len(made_in):
         raise ValueError(f"made in {os.fsdecode(made_in)}, whose name is not as long as that of {target}")
     for member in tar:
+        if not member.name.startswith(within):
+            continue
         member = tarfile.data_filter(member, str(target))
         path = target / member.name
         if member.isdir():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from autoresearch_hpc import environment
 
+_COMPILERS = 8
+
 
 def child_environment(
     num_threads: int | None,
@@ -47,6 +49,20 @@ def compiler_caches(caches: Path) -> dict[str, str]:
     }
     variables = {name: str(caches / folder) for name, folder in folders.items()}
     return {**variables, "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1"}  # off unless asked for: 9 s at every start
+
+
+def shut_in_compilers() -> dict[str, str]:
+    """The variables that let torch.compile use several processes behind a barrier.
+
+    The usual ones start CUDA, which wants to write to their /proc, to ask for GPUs. Spawned ones have a torch of their
+    own each (0.4 GB), so there are not more of them than help.
+    """
+    threads = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") or min(_COMPILERS, len(os.sched_getaffinity(0)))
+    return {
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
+        "TORCHINDUCTOR_WORKER_START": "spawn",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
 
 
 def _outside(search_path: str, private: Path) -> list[str]:

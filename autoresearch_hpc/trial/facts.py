@@ -44,8 +44,8 @@ def gpu() -> Gpu:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not shutil.which("nvidia-smi"):
         return Gpu(count=0, visible=visible)
-    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    found = [_Device(m[1], m[2] or f"MIG {m[4]}", m[3] or m[5]) for m in _DEVICE.finditer(answer.stdout)]
+    listed, memory = _driver(["-L"], ["--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"])
+    found = [_Device(m[1], m[2] or f"MIG {m[4]}", m[3] or m[5]) for m in _DEVICE.finditer(listed)]
     if visible is None:
         found = [device for device in found if device.number]
     else:
@@ -54,15 +54,23 @@ def gpu() -> Gpu:
     if not found:
         return Gpu(count=0, visible=visible)
     first = found[0]
-    return Gpu(name=first.name, uuid=first.uuid, count=len(found), visible=visible, memory_mb=_memory_mb(first.uuid))
+    whole = re.search(rf"^{re.escape(first.uuid)}, *(\d+)$", memory, re.MULTILINE)  # slices are not listed there
+    memory_mb = float(whole[1]) if whole else None
+    return Gpu(name=first.name, uuid=first.uuid, count=len(found), visible=visible, memory_mb=memory_mb)
 
 
-def _memory_mb(uuid: str) -> float | None:
-    """What the driver says of a whole GPU."""
-    asked = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(rf"^{re.escape(uuid)}, *(\d+)$", answer.stdout, re.MULTILINE)
-    return float(found[1]) if found else None
+def _driver(*questions: list[str]) -> list[str]:
+    """What nvidia-smi answers to each; asked all at once, since each takes it a second on some nodes."""
+    asked = [
+        subprocess.Popen(["nvidia-smi", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for words in questions
+    ]
+    try:
+        return [process.communicate(timeout=60)[0] for process in asked]
+    finally:
+        for process in asked:
+            process.kill()
+            process.wait()
 
 
 class _Device(NamedTuple):

@@ -29,7 +29,7 @@ from autoresearch_hpc.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial import compiled
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.environment import child_environment
+from autoresearch_hpc.trial.environment import child_environment, shut_in_compilers
 from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_failure
 from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
@@ -112,7 +112,7 @@ class GptTrial:
         spec, paths = self._spec, self._paths
         self._scratch, self._facts = scratch, {}
         place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
-        self._warm = compiled.unpack(archive, scratch.root)
+        self._warm = compiled.unpack(archive, scratch.root, "trainer")
         self._file = place / "out" / "checkpoint.pt"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         self._door, door = socket.socketpair()
@@ -129,8 +129,8 @@ class GptTrial:
             session |= {"meta": meta, "train_rows": [file.rows for file in data.manifest.train]}
         write_json_atomic(place / "session.json", session)
         variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
-        if usable(spec.sandbox):  # compilers in processes of their own: CUDA would have to write to their /proc
-            variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        if usable(spec.sandbox):
+            variables.update(shut_in_compilers())
         python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
         barrier = Barrier(
             readable=[*software(protected(spec)), Path(spec.src)],
@@ -148,6 +148,7 @@ class GptTrial:
         )
         barrier.close()
         door.close()
+        compiled.unpack(archive, scratch.root, "scoring")  # while the trainer starts
         self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         evaluator = Child(
             [
@@ -210,8 +211,8 @@ class GptTrial:
         self._judge_time(took_s)
         self._take_checkpoint()
         exit_limit_s = min(spec.grace_s, spec.eval_limit_s)
-        trainer.wait(lambda event: False, exit_limit_s, self._stop, self._watch)
-        if trainer.running or trainer.process.returncode != 0:
+        done = trainer.wait(lambda event: event.get("event") == "summary", exit_limit_s, self._stop, self._watch)
+        if not done and (trainer.running or trainer.process.returncode != 0):
             return self._trainer_failed(trainer, "exiting after its checkpoint", exit_limit_s)
         return None
 

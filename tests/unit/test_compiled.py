@@ -78,15 +78,19 @@ def mentions(root: Path, words: Path) -> list[Path]:
 def test_a_later_trial_starts_with_what_the_baseline_compiled(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
     archive, first = tmp_path / "compiled" / "key.tar", scratch()
     assert compile_below(first.root / "trainer") == "HITS 0 MISSES 1"
+    (first.root / "scoring" / "caches" / "graph").write_bytes(b"x")
     assert mentions(first.root / "trainer" / "caches", first.root), "caches do remember where they were made"
     compiled.keep(BASELINE, archive, first.root)
     first.remove()
 
     second = scratch("m")
-    compiled.unpack(archive, second.root)
+    compiled.unpack(archive, second.root, "trainer")
     assert mentions(second.root, second.root)
     assert mentions(second.root, first.root) == []
     assert compile_below(second.root / "trainer") == "HITS 1 MISSES 0"
+    assert list((second.root / "scoring" / "caches").iterdir()) == [], "it is for the evaluation, and comes later"
+    compiled.unpack(archive, second.root, "scoring")
+    assert (second.root / "scoring" / "caches" / "graph").read_bytes() == b"x"
 
 
 def test_the_witness_starts_with_a_copy(scratch: Callable[..., Scratch]) -> None:
@@ -104,7 +108,7 @@ def test_where_names_have_another_length_it_is_compiled_anew(
     (first.root / "trainer" / "caches" / "a").write_text("x")
     compiled.keep(BASELINE, archive, first.root)
     second = scratch("longer")
-    compiled.unpack(archive, second.root)
+    compiled.unpack(archive, second.root, "trainer")
     assert not (second.root / "trainer" / "caches" / "a").exists()
     assert "compiling anew" in caplog.text
 

@@ -1,7 +1,10 @@
 """What travels from the controller's environment into jobs, and from there into a trial's processes."""
 
+import importlib.util
 import os
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from autoresearch_hpc.cluster.local import LocalCluster
 from autoresearch_hpc.cluster.protocol import Submission, job_environment
 from autoresearch_hpc.cluster.submit import ArrayExecutor
-from autoresearch_hpc.config import ClusterConfig, Config, MetricConfig, PlanConfig, TaskConfig, TaskKind
+from autoresearch_hpc.config import ClusterConfig, Config, Device, MetricConfig, PlanConfig, TaskConfig, TaskKind
 from autoresearch_hpc.environment import for_job, withheld
 from autoresearch_hpc.layout import ArrayPaths
 from autoresearch_hpc.preflight import environment_warnings
@@ -145,6 +148,24 @@ def test_a_local_worker_is_given_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     assert (variables["HOME"], variables["MY_SETTING"], variables["CUDA_VISIBLE_DEVICES"]) == ("/h", "x", "3")
     assert not {"OPENAI_API_KEY", "MY_SECRET", "SLURM_JOB_ID", "SLURM_JWT"} & variables.keys()
     assert b"OPENAI_API_KEY" not in seen.with_name("seen.parent").read_bytes(), "nor has its parent any"
+
+
+def test_a_torch_without_bytecode_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = tmp_path / "torch" / "_inductor" / "lowering.py"
+    module.parent.mkdir(parents=True)
+    for path in (module, tmp_path / "torch" / "__init__.py"):
+        path.touch()
+    spec = importlib.util.spec_from_file_location("torch", tmp_path / "torch" / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+
+    def warnings(**task: object) -> list[str]:
+        return list(environment_warnings(Config(plan=PlanConfig(name="p"), task=TaskConfig(**task))))  # type: ignore[arg-type]
+
+    (warning,) = warnings()
+    assert warning.endswith(f"once: {sys.executable} -m compileall -q -j 0 {tmp_path}")
+    assert warnings(device=Device.cpu) == []
+    subprocess.run(warning.split("once: ")[1].split(), check=True)
+    assert warnings() == []
 
 
 def test_what_may_be_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ test_evaluate.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -141,7 +142,7 @@ def test_a_baselines_caches_that_do_not_suit_cost_time_and_nothing_else(
     (root / "trainer" / "caches" / "inductor").mkdir(parents=True)
     (root / "scoring" / "caches").mkdir(parents=True)
     (root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
-    monkeypatch.setattr(gpt.compiled, "_extract", lambda tar, target, _: tar.extractall(target, filter="data"))
+    monkeypatch.setattr(gpt.compiled, "_extract", lambda tar, target, *_, **__: tar.extractall(target, filter="data"))
     monkeypatch.setattr(gpt.compiled, "store", lambda spec, gpu: archive)
     with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
     trial = make(f"""
@@ -161,14 +162,23 @@ say('clock'); say('stopped'); save(); say('saved'); print("started", "warm" if s
 
 
 @pytest.mark.parametrize("mode", ["auto", "none"])
-def test_only_what_is_shut_in_compiles_without_a_pool(
-    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, mode: str
+def test_only_what_is_shut_in_spawns_its_compilers(
+    make: Make, with_evaluator: Callable[[str], None], mode: str
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
     with_evaluator("sys.stdin.read()")
-    trial = make("print('threads', os.environ['TORCHINDUCTOR_COMPILE_THREADS'])", sandbox=mode)
+    names = ["TORCHINDUCTOR_WORKER_START", "TORCHINDUCTOR_COMPILE_THREADS"]
+    trial = make(f"print(*map(os.environ.get, {names}))", sandbox=mode)
     gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
-    assert trial.paths.log.read_text() == f"threads {1 if sandbox.usable(mode) else 7}\n"
+    spawned = f"spawn {min(8, len(os.sched_getaffinity(0)))}\n"
+    assert trial.paths.log.read_text() == (spawned if sandbox.usable(mode) else "None None\n")
+
+
+def test_who_has_summed_up_is_not_waited_for(make: Make, with_evaluator: Callable[[str], None]) -> None:
+    with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
+    trial = make("say('clock'); save(); say('saved'); print('---', flush=True); say('summary'); time.sleep(60)")
+    ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
+    assert (ending.status, ending.value) == (Status.OK, 1.5)
+    assert trial.paths.log.read_text() == "---\n"
 
 
 def test_a_crash_of_its_own_stays_a_crash(make: Make, with_evaluator: Callable[[str], None]) -> None:

@@ -109,6 +109,7 @@ def test_a_session_from_warm_up_to_checkpoint(
     at_rest = session.elapsed_s
     session.summary(depth=2)
     assert session.elapsed_s == at_rest >= 0.25
+    assert pipe.events() == [{"event": "summary"}]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "---"
     assert "num_steps:        5" in lines
