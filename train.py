@@ -61,9 +61,44 @@ FLASH = "flash"  # in place of a mask: flash-attn-4 counts the window itself
 GATE_CHANNELS = 32  # the value gate reads this many channels of the layer's input
 
 
+@functools.cache
+def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return torch.compile(function, dynamic=False)
+
+
+def fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Makes steps that pass over memory one pass: in training with all else, and by itself in the evaluation, for which
+    compiling the whole model takes longer than it saves."""
+
+    @functools.wraps(function)
+    def call(x: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        alone = COMPILE and x.is_cuda and not torch.compiler.is_compiling()
+        return (compiled(function) if alone else function)(x, *more)
+
+    return call
+
+
+@fused
 def norm(x: torch.Tensor) -> torch.Tensor:
     """RMS norm over the last axis, without parameters."""
     return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
+
+
+@fused
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(B, T, heads, HEAD_DIM) in and out: pairs of channels turned by the angles of their positions, then RMS norm."""
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # faster than cutting x in two and joining it again
+    return norm(x * cos + swapped * sin)
+
+
+@fused
+def mix(x: torch.Tensor, first: torch.Tensor, residual_scale: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
+    return residual_scale.to(x.dtype) * x + input_scale.to(x.dtype) * first
+
+
+@fused
+def soft_cap(logits: torch.Tensor) -> torch.Tensor:
+    return LOGIT_CAP * torch.tanh(logits.float() / LOGIT_CAP)
 
 
 class Linear(nn.Linear):
@@ -98,13 +133,8 @@ def visible_within(window: int) -> Callable[..., torch.Tensor]:
     return lambda b, h, q, k: (q >= k) & (q - k < window)
 
 
-@functools.cache
-def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return torch.compile(function, dynamic=False)
-
-
 class Rotary(nn.Module):
-    """Rotates pairs of channels, one from each half of a head, by an angle that grows with the position."""
+    """Rotates pairs of channels, one from each half of a head, by an angle that grows with the position, and norms."""
 
     def __init__(self, seq_len: int) -> None:
         super().__init__()
@@ -117,8 +147,7 @@ class Rotary(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads, HEAD_DIM) in and out."""
         cos, sin = self.cos[: x.size(1)].to(x.dtype), self.sin[: x.size(1)].to(x.dtype)
-        swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # faster than cutting x in two and joining it again
-        return x * cos + swapped * sin
+        return rotate(x, cos, sin)
 
 
 class Attention(nn.Module):
@@ -141,8 +170,7 @@ class Attention(nn.Module):
         if self.gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, heads), 1 at the start
             v = v + gate[..., None] * value_embedding.view(B, T, self.num_heads, HEAD_DIM)
-        q, k = norm(rotary(q)), norm(rotary(k))
-        return self.out(self.attend(q, k, v, mask).reshape(B, T, C))
+        return self.out(self.attend(rotary(q), rotary(k), v, mask).reshape(B, T, C))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object) -> torch.Tensor:
         """(B, T, heads, HEAD_DIM) in and out: causal attention within the window, by the means that the mask is for."""
@@ -249,13 +277,13 @@ class GPT(nn.Module):
         dtype = torch.bfloat16 if idx.is_cuda else torch.float32
         x = first = norm(self.embedding(idx).to(dtype))
         for i, block in enumerate(self.blocks):
-            x = self.residual_scale[i].to(dtype) * x + self.input_scale[i].to(dtype) * first
+            x = mix(x, first, self.residual_scale[i], self.input_scale[i])
             extra = self.value_embeddings[str(i)](idx).to(dtype) if has_value_embedding(i) else None
             x = block(x, self.rotary, extra, self.masks.get(self.windows[i]))
         x = norm(x)
         if targets is not None:
             return capped_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), LOGIT_CAP)
-        return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)
+        return soft_cap(self.head(x))
 
     def flops_per_token(self) -> int:
         """Forward and backward: 6 per weight in a matrix product, 12 per channel and visible token in attention."""
@@ -269,10 +297,7 @@ def build_model(meta: Meta) -> GPT:
         raise ValueError(f"HEAD_DIM = {HEAD_DIM} is odd; rotary positions need pairs of channels")
     if not WINDOW_PATTERN or set(WINDOW_PATTERN) - {"L", "S"}:
         raise ValueError(f"WINDOW_PATTERN = {WINDOW_PATTERN!r}; use the letters L and S")
-    model = GPT(meta.vocab_size, meta.seq_len)
-    if COMPILE and model.head.weight.is_cuda:
-        model.compile(dynamic=False)
-    return model
+    return GPT(meta.vocab_size, meta.seq_len)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -468,6 +493,8 @@ def train_step(model: GPT, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> 
 
 def warm_up(session: Session, model: GPT) -> None:
     """Compile and allocate on random tokens, before the clock; the parameters are put back as they were."""
+    if COMPILE and model.head.weight.is_cuda:
+        model.compile(dynamic=False)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = Optimizers(model)
     for _ in range(2):  # the second runs what the first compiled

@@ -67,11 +67,11 @@ def plain_loss(train: ModuleType) -> None:
 
 
 def concatenated_rotary(train: ModuleType) -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         half = x.size(-1) // 2
         cos, sin = self.cos[..., :half].to(x.dtype), self.sin[..., :half].to(x.dtype)
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+        return train.norm(torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1))
 
     train.Rotary.forward = forward
 

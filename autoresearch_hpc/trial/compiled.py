@@ -54,7 +54,7 @@ def copy(source: Path, target: Path) -> None:
     """Give one place's caches to another. What wrote them is not trusted: only plain files, of a bounded size."""
     packed = io.BytesIO()
     try:
-        with tarfile.open(fileobj=packed, mode="w") as tar:
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
             tar.add(source / "caches", arcname="caches", filter=_Bounded())
         packed.seek(0)
         with tarfile.open(fileobj=packed) as tar:
@@ -103,7 +103,7 @@ def keep(spec: TrialSpec, archive: Path | None, root: Path) -> None:
     tmp = archive.with_name(f".{archive.name}.{uuid.uuid4().hex}.tmp")
     try:
         archive.parent.mkdir(exist_ok=True)
-        with tarfile.open(tmp, "w") as tar:
+        with tarfile.open(tmp, "w", format=tarfile.GNU_FORMAT) as tar:
             name = os.fsencode(root)
             made_in = tarfile.TarInfo(_ROOT)
             made_in.size = len(name)

@@ -148,11 +148,11 @@ def test_a_good_edit_passes(small: Screen) -> None:
             ["built and run once", "RuntimeError: ", "[128, 192]", "in forward\n    return relu_squared_mlp("],
         ),
         (
-            "return LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)",
-            "return LOGIT_CAP * torch.tanh(self.head(x[:, 1:]).float() / LOGIT_CAP)",
+            "return soft_cap(self.head(x))",
+            "return soft_cap(self.head(x[:, 1:]))",
             ["logits of shape (1, 127, 512), expected (1, 128, 512)"],
         ),
-        ("    return model\n", "    return 3\n", ["build_model returned a int"]),
+        ("return GPT(meta.vocab_size, meta.seq_len)", "return 3", ["build_model returned a int"]),
         (
             "self.count += 1\n",
             "self.count += 1\n        self.counter += 1\n",
