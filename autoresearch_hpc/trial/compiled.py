@@ -66,22 +66,31 @@ def copy(source: Path, target: Path) -> None:
 def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes, within: str = "") -> None:
     """Unpack what is `within` below target, which takes the place of the directory `made_in` in every file.
 
-    Raises ValueError where their names differ in length.
+    Raises ValueError where their names differ in length. Some thousand small files, which a trial waits for: TarFile's
+    own extraction takes twice as long.
     """
     here = os.fsencode(target)
     if len(here) != len(made_in):
         raise ValueError(f"made in {os.fsdecode(made_in)}, whose name is not as long as that of {target}")
     for member in tar:
-        if not member.name.startswith(within):
+        if not member.name.startswith(within) or member.name == _ROOT:
             continue
-        member = tarfile.data_filter(member, str(target))
-        path = target / member.name
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise ValueError(f"{member.name} lies elsewhere")
+        path = f"{target}/{member.name}"
         if member.isdir():
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        elif member.name != _ROOT and (file := tar.extractfile(member)):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_bytes(file.read().replace(made_in, here))
-            path.chmod(0o700 if (member.mode or 0) & 0o100 else 0o600)
+            Path(path).mkdir(0o700, parents=True, exist_ok=True)
+        elif file := tar.extractfile(member):
+            with open(path, "xb", opener=_executable if member.mode & 0o100 else _private) as out:
+                out.write(file.read().replace(made_in, here))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _executable(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o700)
 
 
 class _Bounded:
