@@ -55,8 +55,11 @@ def shut_in_compilers() -> dict[str, str]:
     """The variables that let torch.compile use several processes behind a barrier.
 
     The usual ones start CUDA, which wants to write to their /proc, to ask for GPUs. Spawned ones have a torch of their
-    own each (0.4 GB), so there are not more of them than help.
+    own each (0.4 GB), so there are not more of them than help, and ask the driver (NVML), which does not count slices
+    of GPUs (MIG): there, one process compiles.
     """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-"):
+        return {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     threads = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") or min(_COMPILERS, len(os.sched_getaffinity(0)))
     return {
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),

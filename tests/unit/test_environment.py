@@ -17,7 +17,7 @@ from autoresearch_hpc.config import ClusterConfig, Config, Device, MetricConfig,
 from autoresearch_hpc.environment import for_job, withheld
 from autoresearch_hpc.layout import ArrayPaths
 from autoresearch_hpc.preflight import environment_warnings
-from autoresearch_hpc.trial.environment import child_environment, compiler_caches
+from autoresearch_hpc.trial.environment import child_environment, compiler_caches, shut_in_compilers
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +148,14 @@ def test_a_local_worker_is_given_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     assert (variables["HOME"], variables["MY_SETTING"], variables["CUDA_VISIBLE_DEVICES"]) == ("/h", "x", "3")
     assert not {"OPENAI_API_KEY", "MY_SECRET", "SLURM_JOB_ID", "SLURM_JWT"} & variables.keys()
     assert b"OPENAI_API_KEY" not in seen.with_name("seen.parent").read_bytes(), "nor has its parent any"
+
+
+def test_a_slice_of_a_gpu_has_one_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shut_in_compilers()["TORCHINDUCTOR_WORKER_START"] == "spawn"
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    assert shut_in_compilers()["TORCHINDUCTOR_COMPILE_THREADS"] == "3", "who knows better"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aaaa")
+    assert shut_in_compilers() == {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def test_a_torch_without_bytecode_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
