@@ -353,14 +353,15 @@ def test_what_does_not_end_is_ended_and_nothing_known(small: Screen, code: str) 
     assert offspring(small) == []
 
 
-FORKS = """
+SCREENED = f"autoresearch-screened-{os.getpid()}"  # other tests beside this one start such processes, too
+FORKS = f"""
 import os, time
 for _ in range(40):
     if os.fork() == 0:
         os.setsid()
         for _ in range(3):
             os.fork()
-        os.execvp('sleep', ['autoresearch-screened', '600'])
+        os.execvp('sleep', ['{SCREENED}', '600'])
 """
 
 
@@ -368,7 +369,7 @@ for _ in range(40):
 @pytest.mark.parametrize("then", ["", "time.sleep(600)", "os._exit(0)"])
 def test_what_it_starts_is_ended(small: Screen, then: str) -> None:
     tell(small, at_import(FORKS + then))
-    assert named("autoresearch-screened") == []
+    assert named(SCREENED) == []
 
 
 @pytest.mark.usefixtures("hasty")
