@@ -68,25 +68,20 @@ class Fanout:
             for trial in [t for t in round_.trials if t.result and t.dropped is None and not round_.judged]:
                 self._drop_if_void(trial)
 
-    def train(self, *rounds: Round, until: Callable[[], bool] | None = None) -> None:
-        """Submit and collect, oldest round first, until `until` says so: by default, until one has all its results.
+    def train(self, *rounds: Round, until: Callable[[], bool]) -> None:
+        """Submit and collect, oldest round first, until `until` says so.
 
-        Raises ClusterError where the cluster refuses or does not answer for too long and, without `until`, where it
-        lost every trial of a round: with it a round may be over that is not all proposed yet.
+        Raises ClusterError where the cluster refuses or does not answer for too long.
         """
-        enough = until or (lambda: any(round_.complete for round_ in rounds))
-        while not enough():
+        while not until():
             for round_ in rounds:
                 self._submitter.resolve(round_)
                 self._submitter.submit(round_)
             self._collect()
             self._charge()
             self._stop.check()
-            if not enough():
+            if not until():
                 self._pause()
-        for round_ in rounds:
-            if until is None and round_.complete:
-                self.require_one(round_)
 
     def _pause(self) -> None:
         if self._history.outstanding:

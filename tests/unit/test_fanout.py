@@ -220,6 +220,14 @@ class Bench:
         return [e.result.status for e in self.ledger.history.entries() if e.result]
 
 
+def train_whole(fanout: Fanout, *rounds: Round) -> None:
+    """Train until one of the rounds has all its results, of which one at least has to be none of the cluster's."""
+    fanout.train(*rounds, until=lambda: any(round_.complete for round_ in rounds))
+    for round_ in rounds:
+        if round_.complete:
+            fanout.require_one(round_)
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("autoresearch_hpc.submit._IN_FLIGHT_S", {"slurm": 0.3, "local": 0.3})
@@ -230,7 +238,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_a_round_is_one_array(bench: Bench) -> None:
     round_ = bench.propose(4)
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.sizes == [4]
     assert bench.statuses() == [Status.OK] * 4
     assert bench.events("submit.intent", "submit.done", "submit.refused") == ["submit.intent", "submit.done"]
@@ -240,7 +248,7 @@ def test_a_round_is_one_array(bench: Bench) -> None:
 
 def test_the_cluster_bounds_an_array(bench: Bench) -> None:
     bench.cluster.max_array = 3
-    bench.fanout().train(bench.propose(7))
+    train_whole(bench.fanout(), bench.propose(7))
     assert bench.sizes == [3, 3, 1]
     assert len({s.job_name for s in bench.cluster.submitted}) == 3
 
@@ -248,7 +256,7 @@ def test_the_cluster_bounds_an_array(bench: Bench) -> None:
 def test_what_fits_is_submitted_and_the_rest_when_there_is_room(bench: Bench) -> None:
     full = NoRoomError("QOSMaxSubmitJobPerUserLimit")
     bench.cluster.launches = [full, full, None, full, full, None]
-    bench.fanout().train(bench.propose(5))
+    train_whole(bench.fanout(), bench.propose(5))
     assert bench.sizes == [5, 2, 1, 2, 1, 1, 2, 1]
     assert bench.statuses() == [Status.OK] * 5
     refused = [e for e in Journal(bench.layout.journal).events if e.event == "submit.refused"]
@@ -261,7 +269,7 @@ def test_what_fits_is_submitted_and_the_rest_when_there_is_room(bench: Bench) ->
 def test_an_sbatch_without_an_answer_is_looked_for_before_it_is_tried_again(bench: Bench, answer: str) -> None:
     bench.cluster.launches = [NoAnswerError(answer)]
     bench.cluster.silent = 2
-    bench.fanout().train(bench.propose(2))
+    train_whole(bench.fanout(), bench.propose(2))
     assert bench.statuses() == [Status.OK] * 2
     went_in = "went in" in answer
     assert bench.sizes == ([2] if went_in else [2, 2])
@@ -274,9 +282,9 @@ def test_a_refusal_ends_the_run_and_leaves_it_resumable(bench: Bench) -> None:
     bench.cluster.launches = [ClusterError("sbatch refused: invalid partition")]
     round_ = bench.propose(2)
     with pytest.raises(ClusterError, match="invalid partition"):
-        bench.fanout().train(round_)
+        train_whole(bench.fanout(), round_)
     assert round_.outstanding == []
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.statuses() == [Status.OK] * 2
 
 
@@ -285,7 +293,7 @@ def test_silence_ends_after_a_while_only(bench: Bench) -> None:
     bench.cluster.launches = [NoAnswerError("sbatch timed out")] * 100
     begun = time.monotonic()
     with pytest.raises(ClusterError, match="has not answered for 0 min: sbatch timed out"):
-        bench.fanout().train(bench.propose(1))
+        train_whole(bench.fanout(), bench.propose(1))
     assert time.monotonic() - begun > 0.5
 
 
@@ -300,7 +308,7 @@ def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(ben
     for id_ in ids[:2]:
         end_well(bench.layout.trial(id_).spec)
         (bench.layout.inbox / id_).unlink()  # its announcement was taken in by the predecessor, its result was not
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.sizes == [2]
     assert list(bench.cluster.submitted[0].trials) == ids[2:]
     assert [t.job for e in round_.entries.values() for t in e.trials] == ["7_0", "7_1", "100_0", "100_1"]
@@ -309,7 +317,7 @@ def test_a_successor_finds_what_was_submitted_and_submits_what_never_arrived(ben
 def test_a_lost_trial_is_followed_by_another_on_another_node(bench: Bench) -> None:
     bench.cluster.states = {"r00-c01-t0": JobState("NODE_FAIL", ended=True, node="n3")}
     round_ = bench.propose(3)
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.sizes == [3, 1]
     assert [s.avoid for s in bench.cluster.submitted] == [(), ("n3",)]
     assert [t.id for t in round_.entries["r00-c01"].trials] == ["r00-c01-t0", "r00-c01-t1"]
@@ -319,14 +327,14 @@ def test_a_lost_trial_is_followed_by_another_on_another_node(bench: Bench) -> No
 def test_retries_are_bounded_and_the_others_are_judged(bench: Bench) -> None:
     fail = JobState("NODE_FAIL", ended=True, node="n3")
     bench.cluster.states = {"r00-c01-t0": fail, "r00-c01-t1": fail}
-    bench.fanout().train(bench.propose(2))
+    train_whole(bench.fanout(), bench.propose(2))
     assert bench.statuses() == [Status.OK, Status.LOST]
 
 
 @pytest.mark.parametrize("state", [CANCELLED, JobState("TIMEOUT", ended=True, status=Status.TIMEOUT)], ids=str)
 def test_the_candidates_own_ends_are_final(bench: Bench, state: JobState) -> None:
     bench.cluster.states = {"r00-c00-t0": state}
-    bench.fanout().train(bench.propose(2))
+    train_whole(bench.fanout(), bench.propose(2))
     assert bench.sizes == [2]
     assert bench.statuses() == [state.status, Status.OK]
 
@@ -341,7 +349,7 @@ def test_a_preempted_trial_is_tried_again_though_its_worker_left_a_result(bench:
     good = from_json(TrialResult, read_json(paths.result))
     stopped = replace(good, status=Status.CANCELLED, metric=replace(good.metric, value=None))
     write_json_atomic(paths.result, to_json(stopped))
-    fan.train(round_)
+    train_whole(fan, round_)
     assert bench.sizes == [1, 1]
     assert bench.cluster.submitted[1].avoid == (), "preemption is no fault of the node"
     assert bench.statuses() == [Status.OK]
@@ -352,8 +360,8 @@ def test_a_round_that_is_lost_as_a_whole_stops_the_run(bench: Bench) -> None:
     bench.cluster.states = {f"r00-c0{i}-t{j}": fail for i in range(2) for j in range(2)}
     round_ = bench.propose(2)
     with pytest.raises(ClusterError, match=r"round 0: every trial was lost.*NODE_FAIL on n3.*tag=tag goes on"):
-        bench.fanout().train(round_)
-    bench.fanout().train(round_)
+        train_whole(bench.fanout(), round_)
+    train_whole(bench.fanout(), round_)
     assert bench.statuses() == [Status.OK] * 2
 
 
@@ -361,7 +369,7 @@ def test_a_launch_that_failed_is_given_up_at_once_and_tried_elsewhere(bench: Ben
     held = JobState("PENDING", ended=False, node="n2", wait=Wait.failed, reason="launch failed requeued held")
     bench.cluster.states = {"r00-c00-t0": held}
     round_ = bench.propose(2)
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.cluster.cancelled == ["r00-c00-t0"]
     first, second = round_.entries["r00-c00"].trials
     assert first.given_up == "never began: launch failed requeued held"
@@ -384,7 +392,7 @@ def test_what_waits_for_ever_is_told_and_given_up_after_the_configured_wait(
     bench.specs.write(round_.entries["r00-c02"].candidate, "r00-c02-t0", "t")  # type: ignore[arg-type]
     end_well(late.spec)
     with caplog.at_level(logging.WARNING):
-        fan.train(round_)
+        train_whole(fan, round_)
     assert time.monotonic() - begun > 0.4
     assert sorted(bench.cluster.cancelled) == ["r00-c00-t0", "r00-c01-t0"]
     assert bench.statuses() == [Status.LOST, Status.LOST, Status.OK, Status.OK]
@@ -407,7 +415,7 @@ def test_a_job_that_ended_well_is_waited_for_longer(bench: Bench) -> None:
             end_well(bench.layout.trial("r00-c00-t0").spec)
 
     bench.stop.check = late  # type: ignore[method-assign]
-    fan.train(round_)
+    train_whole(fan, round_)
     assert bench.statuses() == [Status.OK, Status.LOST]
 
 
@@ -415,7 +423,7 @@ def test_the_budget_bounds_what_is_under_way_and_leaves_out_what_never_fits(benc
     limit_h, took_h = bench.config.task.wall_limit_s / 3600, 0.01
     bench.config.budget = BudgetConfig(gpu_hours=2 * limit_h + 0.5 * took_h)
     round_ = bench.propose(8)
-    bench.fanout().train(round_)
+    train_whole(bench.fanout(), round_)
     assert bench.sizes == [2, 1], "room comes back: a trial takes less than its limit"
     assert list(round_.entries) == ["r00-c00", "r00-c01", "r00-c02"]
     assert bench.events("round.shrunk") == ["round.shrunk"]
@@ -425,7 +433,7 @@ def test_the_budget_bounds_what_is_under_way_and_leaves_out_what_never_fits(benc
 def test_a_retry_that_does_not_fit_the_budget_is_none(bench: Bench) -> None:
     bench.config.budget = BudgetConfig(max_trials=2)
     bench.cluster.states = {"r00-c00-t0": JobState("NODE_FAIL", ended=True, node="n1")}
-    bench.fanout().train(bench.propose(2))
+    train_whole(bench.fanout(), bench.propose(2))
     assert bench.statuses() == [Status.LOST, Status.OK]
     assert bench.sizes == [2]
 
@@ -440,7 +448,7 @@ def test_ctrl_c_while_waiting_for_room(bench: Bench) -> None:
 
     bench.stop.check = check  # type: ignore[method-assign]
     with pytest.raises(InterruptedRun):
-        bench.fanout().train(bench.propose(3))
+        train_whole(bench.fanout(), bench.propose(3))
 
 
 # several kinds of GPU, several rounds at a time
@@ -462,7 +470,7 @@ def tiers(bench: Bench) -> Bench:
 def test_each_tier_has_an_array_of_its_own(tiers: Bench) -> None:
     tiers.cluster.states = {}
     round_ = tiers.propose(3, "h100", "h200", "h100")
-    tiers.fanout().train(round_)
+    train_whole(tiers.fanout(), round_)
     assert tiers.arrays == [(0, "h100", 2), (0, "h200", 1)]
     assert [list(s.trials) for s in tiers.cluster.submitted] == [["r00-c00-t0", "r00-c02-t0"], ["r00-c01-t0"]]
     assert len({s.job_name for s in tiers.cluster.submitted}) == 2
@@ -478,7 +486,7 @@ def test_a_candidate_that_is_wanted_on_two_tiers_is_in_both_arrays(tiers: Bench)
     tiers.cluster.states = {}
     round_ = tiers.propose(1, "h100")
     tiers.ledger.record("trials.wanted", round=0, stage="array on h200", tier="h200", trials={"r00-c00": 2})
-    tiers.fanout().train(round_)
+    train_whole(tiers.fanout(), round_)
     assert sorted((s.tier, *s.trials) for s in tiers.cluster.submitted) == [
         ("h100", "r00-c00-t2"), ("h200", "r00-c00-t0", "r00-c00-t1")
     ]  # fmt: skip
@@ -522,15 +530,15 @@ def test_a_cluster_without_a_limit_takes_everything(bench: Bench) -> None:
 def test_two_rounds_are_trained_together_until_one_has_all_its_results(tiers: Bench) -> None:
     first, second = tiers.propose(1, "h100"), tiers.propose(1, "h200")
     del tiers.cluster.states["r01-c00-t0"]
-    tiers.fanout().train(first, second)
+    train_whole(tiers.fanout(), first, second)
     assert (first.complete, second.complete) == (False, True)
     tiers.end("r00-c00-t0")
-    tiers.fanout().train(first)
+    train_whole(tiers.fanout(), first)
     assert first.complete
     assert tiers.arrays == [(0, "h100", 1), (1, "h200", 1)]
 
 
-def test_whoever_trains_may_say_when_it_is_enough(tiers: Bench) -> None:
+def test_whoever_trains_says_when_it_is_enough(tiers: Bench) -> None:
     """Before all results of a round are there, since a slot is free; or after it, since the round is not full."""
     round_ = tiers.propose(2, "h100")
     del tiers.cluster.states["r00-c01-t0"]
@@ -578,7 +586,7 @@ def test_a_successor_finds_the_submissions_of_two_rounds(tiers: Bench) -> None:
 
 def test_a_lost_trial_is_followed_by_another_on_its_tier(tiers: Bench) -> None:
     tiers.cluster.states = {"r00-c01-t0": JobState("NODE_FAIL", ended=True, node="n3")}
-    tiers.fanout().train(tiers.propose(2, "h100", "h200"))
+    train_whole(tiers.fanout(), tiers.propose(2, "h100", "h200"))
     assert tiers.arrays == [(0, "h100", 1), (0, "h200", 1), (0, "h200", 1)]
     assert tiers.statuses() == [Status.OK] * 2
 
@@ -616,9 +624,9 @@ def test_the_budget_leaves_out_what_is_wanted_on_one_tier_only(tiers: Bench) -> 
     tiers.cluster.states = {}
     tiers.config.budget = BudgetConfig(max_trials=2)
     round_ = tiers.propose(2, "h100")
-    tiers.fanout().train(round_)
+    train_whole(tiers.fanout(), round_)
     tiers.ledger.record("trials.wanted", round=0, stage="validation", tier="h200", trials={"r00-c00": 2})
-    tiers.fanout().train(round_)
+    train_whole(tiers.fanout(), round_)
     assert tiers.arrays == [(0, "h100", 2)]
     assert list(round_.entries) == ["r00-c00", "r00-c01"]
     assert tiers.statuses() == [Status.OK] * 2
