@@ -75,13 +75,12 @@ class Controller:
     def run(self) -> str:
         """Go on to the end and return why it ended. Raises InterruptedRun when a signal asked to stop."""
         try:
-            with self._stop:
-                self._fanout.take_over(*self._history.open_rounds)
-                while (reason := self._go_on()) is None:
-                    self._fanout.train(*self._history.open_rounds, until=self._schedule.may_go_on)
-                self._fanout.settle()
-                self._record("run.stopped", reason=reason)
-                return reason
+            self._fanout.take_over(*self._history.open_rounds)
+            while (reason := self._go_on()) is None:
+                self._fanout.train(*self._history.open_rounds, until=self._schedule.may_go_on)
+            self._fanout.settle()
+            self._record("run.stopped", reason=reason)
+            return reason
         except InterruptedRun as error:
             self._agent.close()
             cancelled = self._fanout.interrupt()

@@ -88,6 +88,7 @@ def run(config: Config) -> Finished:
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     with ExitStack() as stack:
         lock = stack.enter_context(RunLock(layout.lock))
+        stop = stack.enter_context(_stop_request(layout, lock))  # from here on an interruption is told in the journal
         layout.cancel_request.unlink(missing_ok=True)  # asked of an earlier controller
         stack.enter_context(rundir.log_file(layout))
         history = History()
@@ -101,7 +102,7 @@ def run(config: Config) -> Finished:
         _log.info("run=%s cluster=%s directory=%s", layout.root.name, place.name, layout.root)
         view = stack.enter_context(closing(open_view(config, layout, shared=place.durable)))
         screen = stack.enter_context(closing(_screen(config, space, dataset, protected=[repo.root, runs_dir])))
-        reason = _controller(config, layout, ledger, repo, brief, screen, place, dataset, view, lock).run()
+        reason = _controller(config, layout, ledger, repo, brief, screen, place, dataset, view, stop).run()
         report.write_all(ledger.history, layout)
     return Finished(layout=layout, history=ledger.history, reason=reason)
 
@@ -126,6 +127,11 @@ def _check(place: cluster.Cluster, config: Config, layout: RunLayout, *, resumin
         _log.warning("%s", error)
 
 
+def _stop_request(layout: RunLayout, lock: RunLock) -> StopRequest:
+    remedy = f"resume with tag={layout.root.name} and the same plan"
+    return StopRequest(remedy, request=layout.cancel_request, fence=lock.raise_if_lost)
+
+
 def _controller(
     config: Config,
     layout: RunLayout,
@@ -136,12 +142,9 @@ def _controller(
     place: cluster.Cluster,
     dataset: Dataset | None,
     view: View,
-    lock: RunLock,
+    stop: StopRequest,
 ) -> Controller:
     tag = layout.root.name
-    stop = StopRequest(
-        f"resume with tag={tag} and the same plan", request=layout.cancel_request, fence=lock.raise_if_lost
-    )
     specs = SpecWriter(
         tag=tag,
         seed=config.seed,

@@ -1,6 +1,7 @@
-"""`python killed_at.py before|torn|after EVENT COUNT -- ARGUMENTS`: the command line, killed around a journal event.
+"""`python killed_at.py before|torn|after|warned EVENT COUNT -- ARGUMENTS`: the command line, killed around an event.
 
-A controller that sends itself SIGKILL right before, right after, or half way through writing the COUNTth such event.
+A controller that sends itself SIGKILL right before, right after, or half way through writing the COUNTth such event;
+"warned": SIGTERM right after it.
 Watching the journal from outside would hit these moments only by luck; nothing but `Journal` is changed.
 """
 
@@ -35,7 +36,9 @@ def append_and_die(self: journal.Journal, event: str, **data: object) -> journal
     if now and moment == "torn":
         journal.Journal._write = write_half  # type: ignore[method-assign]
     written = append(self, event, **data)
-    if now:
+    if now and moment == "warned":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif now:
         die()
     return written
 

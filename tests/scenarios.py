@@ -100,14 +100,22 @@ def killed_before_a_lost_trial_is_dropped(toy: Toy, tag: str) -> None:
 
 
 def terminated(toy: Toy, tag: str) -> None:
-    """SIGTERM: the controller leaves, its trials go on, the next controller takes them up."""
+    """SIGTERM: the controller leaves, its trials go on, the next controller takes them up.
+
+    Also where it has done nothing yet but take the run; where nothing is left to do, it ends as if it had not come.
+    """
     first = toy.search(tag)
     until_training(toy, tag, first)
     first.process.terminate()
     _, err = first.finish(3)
     assert f"stopped by SIGTERM; resume with tag={tag}" in err
-    toy.search(tag).finish()
+    _, err = killed_at(toy, tag, "warned", "run.resumed").finish(3)
+    assert f"stopped by SIGTERM; resume with tag={tag}" in err
+    killed_at(toy, tag, "warned", "run.stopped").finish()
     complete(toy, tag)
+    events = _events(toy, tag)
+    assert events["run.interrupted"] == events["run.resumed"] == 2
+    assert (toy.run_dir(tag) / "report.html").exists()
     assert _events(toy, tag)["submit.intent"] == _events(toy, tag)["round.proposed"]
 
 
