@@ -44,7 +44,8 @@ class SessionSpec:
     """session.json: what the worker asks of the training script.
 
     A worker names no data: it gives `meta`, the rows of each training file, and later the files themselves through
-    the socket AUTORESEARCH_DATA_FD. A session that runs alone has a `data_dir`.
+    the socket AUTORESEARCH_DATA_FD. A session that runs alone has a `data_dir`. `caches_filled` appears when the
+    caches hold what compilers made in an earlier trial.
     """
 
     data_dir: str | None = None
@@ -55,6 +56,7 @@ class SessionSpec:
     device: str
     checkpoint: str
     num_threads: int | None = None
+    caches_filled: str | None = None
     schema: int = SCHEMA
 
 
@@ -108,6 +110,8 @@ class Session:
             raise RuntimeError("warm-up batches end where the clock starts")
         if self._warmup_random is None:
             self._warmup_random = np.random.default_rng(self.seed)
+            while self._spec.caches_filled and not Path(self._spec.caches_filled).exists():
+                time.sleep(0.005)
             self._events.emit("warmup")
         tokens = self._warmup_random.integers(self.meta.vocab_size, size=(rows, self.meta.seq_len + 1))
         return split_targets(torch.from_numpy(tokens).to(self.device))

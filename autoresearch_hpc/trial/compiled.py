@@ -3,13 +3,15 @@
     <run>/compiled/<key>.tar    `root`, where it was made; caches of inductor and Triton in trainer/ and scoring/
 
 A trial's caches are its own, or one could leave something there for another. So a trial starts with a copy of what the
-baseline left. That is the user's own script, which nobody has edited; no other trial's caches are kept.
+baseline left, its witness with a copy of what scoring left there. The baseline is the user's own script, which nobody
+has edited; no other trial's caches are kept.
 
 Caches remember the directory that they were made in, in pickles and binaries too, and a later trial may not reach that
 any more. So a copy has its own directory in that one's place, byte for byte: names of trials' directories are equally
 long (`scratch`), as those of the places in them are. Where they are not, it is compiled anew.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -36,53 +38,38 @@ def store(spec: TrialSpec, gpu_name: str | None) -> Path | None:
     return Path(spec.inbox).parent / "compiled" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.tar"
 
 
-def unpack(archive: Path | None, root: Path, place: str) -> bool:
-    """Fill the caches of a place below root. False where there is nothing to fill them with: they stay empty."""
+def unpack(archive: Path | None, root: Path, place: str, of: str = "") -> bool:
+    """Fill the caches of a place below root with those of the same place, or `of` another.
+
+    False where there is nothing to fill them with: they stay empty. Some thousand small files, which a trial waits
+    for: TarFile's own extraction takes twice as long.
+    """
     if archive is None or not archive.is_file():
         return False
+    source, target = of or place, root / place
     try:
         with tarfile.open(archive) as tar:
-            made_in = tar.extractfile(_ROOT)
-            _extract(tar, root, made_in.read() if made_in else b"", within=f"{place}/")
+            told = tar.extractfile(_ROOT)
+            made_in, here = told.read() if told else b"", os.fsencode(root)
+            if len(f"/{source}") + len(made_in) != len(os.fsencode(target)):
+                raise ValueError(f"made in {os.fsdecode(made_in)}, whose name is not as long as that of {root}")
+            for member in tar:
+                folder, _, name = member.name.partition("/")
+                if folder != source:
+                    continue
+                if ".." in name.split("/"):
+                    raise ValueError(f"{member.name} lies elsewhere")
+                if member.isdir():
+                    (target / name).mkdir(0o700, parents=True, exist_ok=True)
+                elif file := tar.extractfile(member):
+                    content = file.read().replace(made_in + os.fsencode(f"/{source}"), os.fsencode(target))
+                    opener = _executable if member.mode & 0o100 else _private
+                    with contextlib.suppress(FileExistsError), open(f"{target}/{name}", "xb", opener=opener) as out:
+                        out.write(content.replace(made_in, here))
         return True
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         _log.warning("compiling anew: %s: %s", archive, error)
         return False
-
-
-def copy(source: Path, target: Path) -> None:
-    """Give one place's caches to another. What wrote them is not trusted: only plain files, of a bounded size."""
-    packed = io.BytesIO()
-    try:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            tar.add(source / "caches", arcname="caches", filter=_Bounded())
-        packed.seek(0)
-        with tarfile.open(fileobj=packed) as tar:
-            _extract(tar, target, os.fsencode(source))
-    except (OSError, ValueError, tarfile.TarError) as error:
-        _log.warning("compiled twice: %s", error)
-
-
-def _extract(tar: tarfile.TarFile, target: Path, made_in: bytes, within: str = "") -> None:
-    """Unpack what is `within` below target, which takes the place of the directory `made_in` in every file.
-
-    Raises ValueError where their names differ in length. Some thousand small files, which a trial waits for: TarFile's
-    own extraction takes twice as long.
-    """
-    here = os.fsencode(target)
-    if len(here) != len(made_in):
-        raise ValueError(f"made in {os.fsdecode(made_in)}, whose name is not as long as that of {target}")
-    for member in tar:
-        if not member.name.startswith(within) or member.name == _ROOT:
-            continue
-        if member.name.startswith("/") or ".." in member.name.split("/"):
-            raise ValueError(f"{member.name} lies elsewhere")
-        path = f"{target}/{member.name}"
-        if member.isdir():
-            Path(path).mkdir(0o700, parents=True, exist_ok=True)
-        elif file := tar.extractfile(member):
-            with open(path, "xb", opener=_executable if member.mode & 0o100 else _private) as out:
-                out.write(file.read().replace(made_in, here))
 
 
 def _private(path: str, flags: int) -> int:

@@ -33,7 +33,7 @@ from autoresearch_hpc.files import read_json
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
 from autoresearch_hpc.sandbox import hide_memory
-from autoresearch_hpc.trial import compiled, twins
+from autoresearch_hpc.trial import twins
 from autoresearch_hpc.trial.scoring import Diverged, bits_per_byte, nats_of, val_rows
 from autoresearch_hpc.trial.server import Shape, failure
 from autoresearch_hpc.trial.serving import ModelServer, ServerFailed
@@ -85,20 +85,15 @@ class Evaluation:
     def run(self) -> dict[str, object]:
         """The score. Raises what went wrong."""
         scored, witness = self._servers.scored, self._servers.witness
-        scored.open(self._meta, self._device, self._checkpoint)
+        for server in (scored, witness):
+            server.open(self._meta, self._device, self._checkpoint)
         self._read_rows()
         gpu = self._device.type == "cuda"
         shape = Shape(slots=2, rows=self._batch_rows, seq_len=self._meta.seq_len, vocab_size=self._meta.vocab_size)
         scored.share(shape, on_gpu=gpu)
-        if gpu:
-            self._warm_up(scored)
-        witness.open(self._meta, self._device, self._checkpoint)
         witness.share(replace(shape, slots=1), on_gpu=gpu and scored.on_gpu)
         early = twins.draw(self._random, self._rows, self._num_bytes, self._batch_rows)
-        witness.ask(0, early.inputs)  # early: while the first server is at work
-        if not gpu:
-            scored.opened()
-        nats = self._all(scored, self._rows[:, :-1], self._rows[:, 1:])
+        nats = self._scored(early)
         scored.kill()
         self._say("scored")
         answer = bits_per_byte(nats, self._num_bytes)
@@ -118,18 +113,29 @@ class Evaluation:
             self._batch_rows = min(self._batch_rows, max(1, _CPU_BUFFER_BYTES // row_bytes))
         self._count = twins.num_tested(len(self._rows), self._batch_rows)
 
-    def _warm_up(self, scored: ModelServer) -> None:
-        """Have the first server compile what it compiles, and give the witness a copy of that to start from.
+    def _scored(self, early: twins.Twins) -> twins.Floats:
+        """The first server's scores `(R, T)`, the witness beside it at work on early twins. One after the other where
+        there is no memory for both."""
+        scored, witness = self._servers.scored, self._servers.witness
+        inputs, targets = self._rows[:, :-1], self._rows[:, 1:]
+        try:
+            scored.opened()
+            witness.opened()
+            self._say("opened")
+            witness.ask(0, early.inputs)
+            return self._all(scored, inputs, targets)
+        except ServerFailed as error:
+            _require_want_of_memory(error)
+            witness.forget()
+            scored.open_again()
+            nats = self._all(scored, inputs, targets)
+            self._witness_alone(early)
+            return nats
 
-        It has seen nothing but random tokens by then, so the copy holds nothing that the witness may not know.
-        """
-        scored.opened()
-        shape = (self._batch_rows, self._meta.seq_len)
-        scored.ask(0, np.random.default_rng(0).integers(self._meta.vocab_size, size=shape, dtype=np.uint16))
-        scored.logits(0, self._batch_rows)
-        self._say("compiled")
-        if self._private:
-            compiled.copy(self._private / "scoring", self._private / "witness")
+    def _witness_alone(self, early: twins.Twins) -> None:
+        self._servers.scored.close()
+        self._servers.witness.open_again()
+        self._servers.witness.ask(0, early.inputs)
 
     def _say(self, what: str) -> None:
         if self._private:  # else somebody runs the script by hand
@@ -167,15 +173,11 @@ class Evaluation:
         left = self._count - self._batch_rows
         late = twins.draw(self._random, self._rows, self._num_bytes, left, nats) if left > 0 else None
         try:
-            witness.opened()
             seen = [self._early(early)]
         except ServerFailed as error:
-            if error.answer.get("status") != "OOM":
-                raise
-            _log.info("not enough memory for two models at once: the witness starts again")
-            self._servers.scored.close()
-            witness.open_again()
-            seen = [self._all(witness, early.inputs, self._rows[early.row, 1:])]
+            _require_want_of_memory(error)
+            self._witness_alone(early)
+            seen = [self._early(early)]
         both = early
         if late is not None:
             seen.append(self._all(witness, late.inputs, self._rows[late.row, 1:]))
@@ -189,6 +191,13 @@ class Evaluation:
         nats = nats_of(self._servers.witness.logits(0, len(early.row)), targets)
         self._wait()
         return nats.cpu().numpy()
+
+
+def _require_want_of_memory(error: ServerFailed) -> None:
+    """Raise what is something else."""
+    if error.answer.get("status") != "OOM":
+        raise error
+    _log.info("not enough memory for two models at once: one after the other")
 
 
 def answer(spec: TrialSpec, servers: Servers, checkpoint: Path, private: Path | None = None) -> dict[str, object]:

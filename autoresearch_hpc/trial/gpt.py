@@ -112,7 +112,6 @@ class GptTrial:
         spec, paths = self._spec, self._paths
         self._scratch, self._facts = scratch, {}
         place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
-        self._warm = compiled.unpack(archive, scratch.root, "trainer")
         self._file = place / "out" / "checkpoint.pt"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         self._door, door = socket.socketpair()
@@ -123,6 +122,7 @@ class GptTrial:
             "device": spec.device,
             "checkpoint": str(self._file),
             "num_threads": spec.num_threads,
+            "caches_filled": str(place / "caches-filled"),
         }
         if data:
             meta = {name: getattr(data.manifest, name) for name in ("vocab_size", "seq_len", "bos_id")}
@@ -148,7 +148,6 @@ class GptTrial:
         )
         barrier.close()
         door.close()
-        compiled.unpack(archive, scratch.root, "scoring")  # while the trainer starts
         self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         evaluator = Child(
             [
@@ -165,6 +164,10 @@ class GptTrial:
             pass_fds=[self._checkpoint_fd],
         )  # fmt: skip
         try:
+            self._warm = compiled.unpack(archive, scratch.root, "trainer")  # while both import torch
+            (place / "caches-filled").touch()
+            for name in ("scoring", "witness"):
+                compiled.unpack(archive, scratch.root, name, of="scoring")
             ending = self._train(trainer, data)
             if ending is None:
                 trainer.kill()

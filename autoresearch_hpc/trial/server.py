@@ -9,6 +9,7 @@ Messages are JSON objects on a SOCK_SEQPACKET socket, answered in order:
     {"do": "open", ...}     fd: checkpoint                  -> {"status": "READY"} or a failure
     {"do": "share", ...}    fd: memory                      -> {"status": "SHARED" | "NOT_SHARED"} or a failure
     {"do": "logits", "slot": n, "rows": n}                  -> {"status": "DONE", "dtype": ...} or a failure
+    {"do": "close"}                                         -> {"status": "CLOSED"}
 """
 
 import torch  # isort: skip - first: the slow import is what an early start is for
@@ -140,18 +141,23 @@ class Server:
     def _answer(self, message: Mapping[str, Any], *fds: int) -> dict[str, object]:
         if message["do"] == "open":
             return self._open(message, *fds)
+        if message["do"] == "close":
+            return self._close()
         return self._share(message, *fds) if message["do"] == "share" else self._logits(message)
 
     def _open(self, message: Mapping[str, Any], checkpoint_fd: int) -> dict[str, object]:
-        self._model = None
         device = torch.device(message["device"])
         if message["num_threads"]:
             torch.set_num_threads(message["num_threads"])
         if device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.set_float32_matmul_precision("high")
         self._model = Model(Path(message["script"]), checkpoint_fd, Meta(**message["meta"]), device)
         return {"status": "READY"}
+
+    def _close(self) -> dict[str, object]:
+        self._model = None
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        return {"status": "CLOSED"}
 
     def _share(self, message: Mapping[str, Any], memory_fd: int) -> dict[str, object]:
         self._shape = Shape(**message["shape"])

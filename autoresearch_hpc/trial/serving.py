@@ -126,11 +126,17 @@ class ModelServer:
             self.share(self._shape, on_gpu=False)
             self._receive()
 
-    def open_again(self) -> None:
-        """Load the model once more, and wait. What was asked meanwhile is forgotten."""
-        while self._expected:
+    def forget(self) -> None:
+        """Have it drop the model, and wait. What was asked before is not answered."""
+        self._send("CLOSED", {"do": "close"})
+        while len(self._expected) > 1:
             self._expected.popleft()
             self._door.recv(MAX_MESSAGE)
+        self._receive()
+
+    def open_again(self) -> None:
+        """Load the model once more, and wait. What was asked before is forgotten."""
+        self.forget()
         self._send_open()
         self._receive()
 

@@ -93,12 +93,26 @@ def test_a_later_trial_starts_with_what_the_baseline_compiled(scratch: Callable[
     assert (second.root / "scoring" / "caches" / "graph").read_bytes() == b"x"
 
 
-def test_the_witness_starts_with_a_copy(scratch: Callable[..., Scratch]) -> None:
-    root = scratch().root
-    (root / "scoring" / "caches" / "graph").write_bytes(b"\x80\x05" + os.fsencode(root / "scoring/caches/x") + b"\xff")
-    compiled.copy(root / "scoring", root / "witness")
-    copied = (root / "witness" / "caches" / "graph").read_bytes()
-    assert copied == b"\x80\x05" + os.fsencode(root / "witness/caches/x") + b"\xff"
+def test_the_witness_starts_with_what_scoring_left(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    archive, first = tmp_path / "key.tar", scratch()
+    place = os.fsencode(first.root / "scoring")
+    (first.root / "scoring" / "caches" / "graph").write_bytes(b"\x80\x05" + place + b"/caches/x\xff" + place)
+    compiled.keep(BASELINE, archive, first.root)
+    second = scratch("m")
+    assert compiled.unpack(archive, second.root, "witness", of="scoring")
+    place = os.fsencode(second.root / "witness")
+    assert (second.root / "witness" / "caches" / "graph").read_bytes() == b"\x80\x05" + place + b"/caches/x\xff" + place
+
+
+def test_what_is_there_already_stays(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    archive, first, second = tmp_path / "key.tar", scratch(), scratch("m")
+    for name in ("a", "b"):
+        (first.root / "trainer" / "caches" / name).write_bytes(b"baseline's")
+    compiled.keep(BASELINE, archive, first.root)
+    (second.root / "trainer" / "caches" / "a").write_bytes(b"own")
+    assert compiled.unpack(archive, second.root, "trainer")
+    caches = second.root / "trainer" / "caches"
+    assert [(caches / name).read_bytes() for name in ("a", "b")] == [b"own", b"baseline's"]
 
 
 def test_where_names_have_another_length_it_is_compiled_anew(
@@ -125,18 +139,19 @@ def test_names_are_equally_long_where_temporary_directories_are_not(monkeypatch:
         assert lengths == {60}
 
 
-def test_only_plain_files_are_copied(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
-    root = scratch().root
-    caches = root / "scoring" / "caches"
+def test_only_plain_files_are_kept(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    archive, first, second = tmp_path / "key.tar", scratch(), scratch("m")
+    caches = first.root / "scoring" / "caches"
     (caches / "folder").mkdir()
     (caches / "folder" / "program").write_text("x")
     (caches / "folder" / "program").chmod(0o755)
     os.mkfifo(caches / "pipe")
     (caches / "link").symlink_to(tmp_path)
-    compiled.copy(root / "scoring", root / "witness")
-    copied = sorted(str(p.relative_to(root / "witness" / "caches")) for p in (root / "witness" / "caches").rglob("*"))
-    assert copied == ["folder", "folder/program"]
-    assert os.access(root / "witness" / "caches" / "folder" / "program", os.X_OK)
+    compiled.keep(BASELINE, archive, first.root)
+    assert compiled.unpack(archive, second.root, "scoring")
+    caches = second.root / "scoring" / "caches"
+    assert sorted(str(path.relative_to(caches)) for path in caches.rglob("*")) == ["folder", "folder/program"]
+    assert os.access(caches / "folder" / "program", os.X_OK)
 
 
 def test_a_candidates_caches_are_not_kept(scratch: Callable[..., Scratch], tmp_path: Path) -> None:

@@ -141,6 +141,40 @@ def test_what_earns_no_score(trial: Trial, source: str, status: str, words: str)
     assert re.search(words, str(result["message"]))
 
 
+SHORT_OF_MEMORY = """
+import os
+from pathlib import Path
+
+def use_memory(moment):
+    victim = Path(__file__).with_name("victim")
+    if victim.exists() and victim.read_text() == f"{os.getpid()} {moment}":
+        victim.unlink()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+"""
+
+
+@pytest.mark.parametrize("moment", ["opening", "at work"])
+@pytest.mark.parametrize("victim", ["scored", "witness"])
+def test_where_there_is_no_memory_for_two_models_one_waits(
+    trial: Trial, victim: str, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trial.candidate()
+    expected = answer(trial.spec())
+    assert "not enough memory" not in caplog.text
+    trial.candidate(
+        BIGRAM.replace("import torch\n", "import torch\n" + SHORT_OF_MEMORY)
+        .replace("        self.table =", "        use_memory('opening')\n        self.table =")
+        .replace("        return SCALE", "        use_memory('at work')\n        return SCALE")
+    )
+    spec = trial.spec()
+    servers = Servers.fork(spec)
+    (trial.src / "victim").write_text(f"{getattr(servers, victim)._pid} {moment}")
+    assert evaluate.answer(spec, servers, TrialPaths(trial.dir).checkpoint) == expected
+    assert not (trial.src / "victim").exists()
+    assert caplog.text.count("not enough memory for two models at once: one after the other") == 1
+
+
 @pytest.mark.parametrize(
     "state", [{}, {"table.weight": torch.zeros(2, 2)}, {"table.weight": torch.zeros(300, 300), "more": torch.zeros(1)}]
 )

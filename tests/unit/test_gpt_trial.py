@@ -24,6 +24,7 @@ from autoresearch_hpc.trial import gpt
 from autoresearch_hpc.trial.children import StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.phases import PhaseLog
+from autoresearch_hpc.trial.scratch import Scratch
 
 HEAD = """
 import json, os, sys, time
@@ -138,20 +139,24 @@ say('clock'); time.sleep(60)
 def test_a_baselines_caches_that_do_not_suit_cost_time_and_nothing_else(
     make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suits: bool
 ) -> None:
-    archive, root = tmp_path / "compiled" / "key.tar", tmp_path / "as long as a scratch directory"
-    (root / "trainer" / "caches" / "inductor").mkdir(parents=True)
-    (root / "scoring" / "caches").mkdir(parents=True)
-    (root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
-    monkeypatch.setattr(gpt.compiled, "_extract", lambda tar, target, *_, **__: tar.extractall(target, filter="data"))
+    archive, scratch = tmp_path / "compiled" / "key.tar", Scratch()
+    for place in ("trainer", "scoring"):
+        scratch.place(place)
+    (scratch.root / "trainer" / "caches" / "inductor").mkdir()
+    (scratch.root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
     monkeypatch.setattr(gpt.compiled, "store", lambda spec, gpu: archive)
     with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
     trial = make(f"""
-import os; stale = os.path.exists(os.environ["TORCHINDUCTOR_CACHE_DIR"] + "/graph")
+import json, os
+filled = json.load(open(os.environ["AUTORESEARCH_SESSION"]))["caches_filled"]
+while not os.path.exists(filled): time.sleep(0.01)
+stale = os.path.exists(os.environ["TORCHINDUCTOR_CACHE_DIR"] + "/graph")
 say('warmup')
 if stale and not {suits}: raise RuntimeError("stale")
 say('clock'); say('stopped'); save(); say('saved'); print("started", "warm" if stale else "cold")
 """)
-    gpt.compiled.keep(replace(trial.spec, round=0, candidate="r00-c00"), archive, root)
+    gpt.compiled.keep(replace(trial.spec, round=0, candidate="r00-c00"), archive, scratch.root)
+    scratch.remove()
     assert archive.exists()
     phases = PhaseLog(trial.paths.phases)
     ending = gpt.GptTrial(trial.spec, trial.paths, phases, Quiet(), "a GPU").run()
@@ -204,6 +209,7 @@ def test_the_session_says_what_is_asked(make: Make, tmp_path: Path) -> None:
     text, cwd = trial.paths.log.read_text().splitlines()
     session = json.loads(text)
     checkpoint = Path(session.pop("checkpoint"))
+    assert Path(session.pop("caches_filled")).is_relative_to(checkpoint.parents[1])
     assert session == {"schema": 1, "seed": 5, "train_s": 0.5, "device": "cpu", "num_threads": 2}
     assert not checkpoint.is_relative_to(trial.paths.root)
     assert not checkpoint.parent.exists(), "it was private to the trial"

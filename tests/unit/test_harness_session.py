@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_a_session_from_warm_up_to_checkpoint(
     assert "num_steps:        5" in lines
     assert lines[-1] == "depth:            2"
     assert not any(line.startswith("val_bpb") for line in lines)
+
+
+def test_nothing_is_compiled_before_the_caches_are_filled(describe: Any, pipe: Pipe, tmp_path: Path) -> None:
+    filled = tmp_path / "filled"
+    describe(caches_filled=str(filled))
+    session = Session.open()
+    warmed_up = threading.Event()
+    threading.Thread(target=lambda: (session.warmup_batch(3), warmed_up.set()), daemon=True).start()
+    assert not warmed_up.wait(0.3)
+    assert pipe.events() == []
+    filled.touch()
+    assert warmed_up.wait(5.0)
+    assert pipe.events() == [{"event": "warmup"}]
 
 
 def test_no_batches_before_the_clock_and_no_warm_up_after_it(describe: Any, tmp_path: Path) -> None:
