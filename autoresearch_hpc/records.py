@@ -244,6 +244,7 @@ class TrialSpec:
     sandbox: str = "auto"  # "auto" | "require" | "none"
     stage: str | None = None  # a directory of the node's own for a copy of the training data, variables as given
     stage_limit_s: float = 0.0
+    parent: str | None = None  # the commit that this one was built on
     schema: int = SCHEMA
 
 

@@ -37,6 +37,7 @@ class SpecWriter:
             candidate=candidate.id,
             trial=trial,
             commit=candidate.commit,
+            parent=candidate.parent,
             seed=trial_seed(self.seed, trial),
             tier=tier,
             kind=self.task.kind.value,

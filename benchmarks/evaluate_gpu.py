@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,8 @@ def trusted(
         scratch.place(name)
     archive = root / "compiled.tar"
     if warm:
-        compiled.unpack(archive, scratch.root, "scoring")
+        for name in ("scoring", "witness"):
+            compiled.unpack(archive, scratch.root, name, of="scoring")
     (trial / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
     read_fd, write_fd = os.pipe()
     words = [sys.executable, "-P", "-m", "autoresearch_hpc.trial.evaluate", str(trial / "trial.json")]
@@ -121,8 +122,7 @@ def trusted(
         begun = time.monotonic()
         process.communicate(b"go\n")
         took = time.monotonic() - begun
-    archive.unlink(missing_ok=True)
-    compiled.keep(replace(spec, round=0, candidate="r00-c00"), archive, scratch.root)
+    compiled.pack(archive, scratch.root, ["scoring"])
     scratch.remove()
     with os.fdopen(read_fd) as pipe:
         text = pipe.read()

@@ -76,13 +76,16 @@ class GptTrial:
         self._gpu_name, self._copy = gpu_name, copy
         self._spec, self._paths, self._phases, self._stop = spec, paths, phases, stop
         self._facts: dict[str, Any] = {}
+        self._store: compiled.Store | None = None
+        self._warm = False
         self._oom_kills = oom_kills()
         self._eval_begun = 0.0
         self._looked_at = time.monotonic()
         self._slack_s = max(spec.overrun_s, OVERRUN_SHARE * spec.train_s)
 
     def run(self) -> Ending:
-        archive = compiled.store(self._spec, self._gpu_name)
+        self._store = compiled.Store.of(self._spec, self._gpu_name)
+        archive = self._store.best() if self._store else None
         ending = self._once(archive)
         if archive is None or not self._warm or ending.status is not Status.CRASHED or self._clock_started:
             return ending
@@ -166,8 +169,9 @@ class GptTrial:
         try:
             self._warm = compiled.unpack(archive, scratch.root, "trainer")  # while both import torch
             (place / "caches-filled").touch()
+            baseline = self._store.baseline if self._store and archive else None
             for name in ("scoring", "witness"):
-                compiled.unpack(archive, scratch.root, name, of="scoring")
+                compiled.unpack(baseline, scratch.root, name, of="scoring")
             ending = self._train(trainer, data)
             if ending is None:
                 trainer.kill()
@@ -175,8 +179,8 @@ class GptTrial:
                 if left:
                     _log.info("%s left %d processes behind; they were ended", spec.script, left)
                 ending = self._evaluate(evaluator)
-            if ending.status is Status.OK:
-                compiled.keep(spec, archive, scratch.root)
+            if ending.status is Status.OK and self._store and archive:
+                self._store.keep(scratch.root, archive)
             return ending
         finally:
             trainer.kill()
@@ -223,6 +227,8 @@ class GptTrial:
         if event.get("event") == "warmup":
             self._phases.enter(Phase.COMPILE)
         if event.get("event") == "clock":
+            if self._store:
+                self._store.snapshot(self._scratch.root, self._phases.seconds().get(Phase.COMPILE, 0.0))
             self._phases.enter(Phase.TRAIN)
         return event.get("event") == "clock"
 

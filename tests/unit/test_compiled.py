@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,11 +78,11 @@ def mentions(root: Path, words: Path) -> list[Path]:
 
 
 def test_a_later_trial_starts_with_what_the_baseline_compiled(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
-    archive, first = tmp_path / "compiled" / "key.tar", scratch()
+    archive, first = tmp_path / "key.tar", scratch()
     assert compile_below(first.root / "trainer") == "HITS 0 MISSES 1"
     (first.root / "scoring" / "caches" / "graph").write_bytes(b"x")
     assert mentions(first.root / "trainer" / "caches", first.root), "caches do remember where they were made"
-    compiled.keep(BASELINE, archive, first.root)
+    compiled.pack(archive, first.root, ["trainer", "scoring"])
     first.remove()
 
     second = scratch("m")
@@ -97,7 +99,7 @@ def test_the_witness_starts_with_what_scoring_left(scratch: Callable[..., Scratc
     archive, first = tmp_path / "key.tar", scratch()
     place = os.fsencode(first.root / "scoring")
     (first.root / "scoring" / "caches" / "graph").write_bytes(b"\x80\x05" + place + b"/caches/x\xff" + place)
-    compiled.keep(BASELINE, archive, first.root)
+    compiled.pack(archive, first.root, ["trainer", "scoring"])
     second = scratch("m")
     assert compiled.unpack(archive, second.root, "witness", of="scoring")
     place = os.fsencode(second.root / "witness")
@@ -108,7 +110,7 @@ def test_what_is_there_already_stays(scratch: Callable[..., Scratch], tmp_path: 
     archive, first, second = tmp_path / "key.tar", scratch(), scratch("m")
     for name in ("a", "b"):
         (first.root / "trainer" / "caches" / name).write_bytes(b"baseline's")
-    compiled.keep(BASELINE, archive, first.root)
+    compiled.pack(archive, first.root, ["trainer", "scoring"])
     (second.root / "trainer" / "caches" / "a").write_bytes(b"own")
     assert compiled.unpack(archive, second.root, "trainer")
     caches = second.root / "trainer" / "caches"
@@ -120,7 +122,7 @@ def test_where_names_have_another_length_it_is_compiled_anew(
 ) -> None:
     archive, first = tmp_path / "key.tar", scratch()
     (first.root / "trainer" / "caches" / "a").write_text("x")
-    compiled.keep(BASELINE, archive, first.root)
+    compiled.pack(archive, first.root, ["trainer", "scoring"])
     second = scratch("longer")
     compiled.unpack(archive, second.root, "trainer")
     assert not (second.root / "trainer" / "caches" / "a").exists()
@@ -147,15 +149,88 @@ def test_only_plain_files_are_kept(scratch: Callable[..., Scratch], tmp_path: Pa
     (caches / "folder" / "program").chmod(0o755)
     os.mkfifo(caches / "pipe")
     (caches / "link").symlink_to(tmp_path)
-    compiled.keep(BASELINE, archive, first.root)
+    compiled.pack(archive, first.root, ["trainer", "scoring"])
     assert compiled.unpack(archive, second.root, "scoring")
     caches = second.root / "scoring" / "caches"
     assert sorted(str(path.relative_to(caches)) for path in caches.rglob("*")) == ["folder", "folder/program"]
     assert os.access(caches / "folder" / "program", os.X_OK)
 
 
-def test_a_candidates_caches_are_not_kept(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+def store(inbox: Path, **changes: Any) -> compiled.Store:
+    found = compiled.Store.of(replace(BASELINE, inbox=str(inbox / "inbox"), **changes), "a GPU")
+    assert found
+    return found
 
-    for other in ({"round": 1, "candidate": "r01-c00"}, {"candidate": "r00-c01"}):
-        compiled.keep(replace(BASELINE, **other), tmp_path / "key.tar", scratch().root)
-    assert not (tmp_path / "key.tar").exists()
+
+def candidate(number: int, parent: str = "0" * 40) -> dict[str, Any]:
+    return {"round": 1, "candidate": f"r01-c{number:02}", "commit": f"{number:040}", "parent": parent}
+
+
+def holding(root: Path, text: str) -> None:
+    (root / "trainer" / "caches" / "graph").write_text(text)
+
+
+def held(archive: Path) -> str:
+    with tarfile.open(archive) as tar:
+        content = tar.extractfile("trainer/caches/graph")
+        assert content
+        return content.read().decode()
+
+
+def test_a_trial_starts_with_what_is_nearest(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    """Its own commit's, its parent's, the baseline's."""
+    root = scratch().root
+    first, child, other = (store(tmp_path, **candidate(*words)) for words in ((1,), (2, f"{1:040}"), (3, f"{9:040}")))
+    holding(root, "first's, which is there before a baseline")
+    first.snapshot(root, 54.0)
+    assert not first.best().exists()
+    holding(root, "baseline's")
+    store(tmp_path).keep(root, first.best())
+    assert [held(trial.best()) for trial in (first, child, other)] == ["baseline's"] * 3
+    other.snapshot(root, 8.0)  # what it started with was good enough
+    other.keep(root, other.best())
+    assert other.best() == first.baseline
+
+    first.keep(root, first.best())
+    assert [held(trial.best())[:7] for trial in (first, child, other)] == ["first's", "first's", "baselin"]
+    child.keep(root, child.best())  # it compiled nothing anew: a second name of the same file is enough
+    grandchild = store(tmp_path, **candidate(4, f"{2:040}"))
+    assert grandchild.best().samefile(first.best())
+    assert grandchild.best() != first.best()
+
+    holding(root, "second seed's")
+    again = store(tmp_path, **candidate(1))
+    again.snapshot(root, 54.0)
+    again.keep(root, again.best())
+    assert held(first.best())[:7] == "first's", "once is enough"
+
+
+def test_only_the_newest_are_left(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    root = scratch().root
+
+    def keep(number: int) -> compiled.Store:
+        trial = store(tmp_path, **candidate(number))
+        trial.snapshot(root, 54.0)
+        trial.keep(root, trial.best())
+        os.utime(trial.best(), (number, number))
+        return trial
+
+    trials = [keep(number) for number in range(1, 18)]
+    assert [trial.best().exists() for trial in trials] == [False, *[True] * 16]
+    heir = store(tmp_path, **candidate(99, f"{2:040}"))
+    heir.keep(root, heir.best())  # which makes the oldest one the newest
+    keep(100)
+    assert [trial.best().exists() for trial in trials[:4]] == [False, True, False, True]
+
+
+def test_what_cannot_be_packed_costs_the_trial_nothing(
+    scratch: Callable[..., Scratch], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = scratch().root
+    with (root / "trainer" / "caches" / "graph").open("wb") as file:
+        file.truncate((512 << 20) + 1)
+    for trial in (store(tmp_path), store(tmp_path, **candidate(1))):
+        trial.snapshot(root, 54.0)
+        trial.keep(root, trial.best())
+        assert not trial.best().exists()
+    assert caplog.text.count("what was compiled is not kept: more than 512 MiB") == 2

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,12 +140,11 @@ say('clock'); time.sleep(60)
 def test_a_baselines_caches_that_do_not_suit_cost_time_and_nothing_else(
     make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suits: bool
 ) -> None:
-    archive, scratch = tmp_path / "compiled" / "key.tar", Scratch()
+    scratch = Scratch()
     for place in ("trainer", "scoring"):
         scratch.place(place)
     (scratch.root / "trainer" / "caches" / "inductor").mkdir()
     (scratch.root / "trainer" / "caches" / "inductor" / "graph").write_text("stale")
-    monkeypatch.setattr(gpt.compiled, "store", lambda spec, gpu: archive)
     with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
     trial = make(f"""
 import json, os
@@ -155,15 +155,45 @@ say('warmup')
 if stale and not {suits}: raise RuntimeError("stale")
 say('clock'); say('stopped'); save(); say('saved'); print("started", "warm" if stale else "cold")
 """)
-    gpt.compiled.keep(replace(trial.spec, round=0, candidate="r00-c00"), archive, scratch.root)
+    store = gpt.compiled.Store(tmp_path, "key", trial.spec)
+    monkeypatch.setattr(gpt.compiled.Store, "of", lambda spec, gpu: store)
+    gpt.compiled.pack(store.baseline, scratch.root, ["trainer", "scoring"])
     scratch.remove()
-    assert archive.exists()
     phases = PhaseLog(trial.paths.phases)
     ending = gpt.GptTrial(trial.spec, trial.paths, phases, Quiet(), "a GPU").run()
     assert (ending.status, ending.value) == (Status.OK, 1.5)
     assert trial.paths.log.read_text().splitlines()[-1] == ("started warm" if suits else "started cold")
-    assert archive.exists() is suits
+    assert store.baseline.exists() is suits
     assert abs(sum(phases.seconds().values()) - phases.total_s) < 0.5, "phases add up, both starts together"
+
+
+def test_what_took_long_to_compile_is_kept_as_it_was_before_there_was_data(
+    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a trial could leave what it has learned for the next one; nor does a link fetch what is not its own."""
+    secret = tmp_path / "secret"
+    secret.write_text("validation data")
+    trial = make(f"""
+import os; caches = os.environ["TRITON_CACHE_DIR"]
+os.makedirs(caches); os.symlink({str(secret)!r}, caches + "/link")
+say('warmup'); time.sleep(0.3); open(caches + "/kernel", "w").write("compiled")
+say('clock')
+import socket; socket.socket(fileno=int(os.environ["AUTORESEARCH_DATA_FD"])).recv(1)
+open(caches + "/kernel", "w").write("learned"); open(caches + "/weights", "w").write("learned")
+say('stopped'); save(); say('saved')
+""")  # fmt: skip
+    store = gpt.compiled.Store(tmp_path, "key", replace(trial.spec, commit="1" * 40, parent="2" * 40))
+    monkeypatch.setattr(gpt.compiled.Store, "of", lambda spec, gpu: store)
+    monkeypatch.setattr(gpt.GptTrial, "_hand_over", lambda self, fds: self._door.send(b"d"))
+    with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
+    for long_s, kept in ((1.0, False), (0.2, True)):
+        monkeypatch.setattr(gpt.compiled, "LONG_S", long_s)
+        ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet(), "a GPU").run()
+        assert (ending.status, store.best() != store.baseline) == (Status.OK, kept)
+    with tarfile.open(store.best()) as tar:
+        held = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
+        assert set(held) == {"root", "trainer/caches/triton/kernel"}
+        assert held["trainer/caches/triton/kernel"].read() == b"compiled"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("mode", ["auto", "none"])
