@@ -125,7 +125,7 @@ class Evaluation:
             witness.ask(0, early.inputs)
             return self._all(scored, inputs, targets)
         except ServerFailed as error:
-            _require_want_of_memory(error)
+            _require_want_of_memory(error, scored, witness)
             witness.forget()
             scored.open_again()
             nats = self._all(scored, inputs, targets)
@@ -175,7 +175,7 @@ class Evaluation:
         try:
             seen = [self._early(early)]
         except ServerFailed as error:
-            _require_want_of_memory(error)
+            _require_want_of_memory(error, self._servers.witness)
             self._witness_alone(early)
             seen = [self._early(early)]
         both = early
@@ -193,9 +193,9 @@ class Evaluation:
         return nats.cpu().numpy()
 
 
-def _require_want_of_memory(error: ServerFailed) -> None:
-    """Raise what is something else."""
-    if error.answer.get("status") != "OOM":
+def _require_want_of_memory(error: ServerFailed, *needed: ModelServer) -> None:
+    """Raise what is something else, and where one that is needed has not outlived it."""
+    if error.answer.get("status") != "OOM" or any(server.gone for server in needed):
         raise error
     _log.info("not enough memory for two models at once: one after the other")
 

@@ -117,6 +117,11 @@ class ModelServer:
         """Whether logits stay in the GPU's memory."""
         return self._on_gpu is not None
 
+    @property
+    def gone(self) -> bool:
+        """Whether it was found to have ended."""
+        return self._pid is None
+
     def opened(self) -> None:
         """Wait until the model and the memory are there."""
         self._receive()

@@ -17,7 +17,7 @@ from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import Direction, Metric, TrialSpec, to_json
-from autoresearch_hpc.trial import evaluate
+from autoresearch_hpc.trial import evaluate, serving
 from autoresearch_hpc.trial.evaluate import Servers
 from autoresearch_hpc.trial.scoring import val_rows
 
@@ -149,8 +149,25 @@ def use_memory(moment):
     victim = Path(__file__).with_name("victim")
     if victim.exists() and victim.read_text() == f"{os.getpid()} {moment}":
         victim.unlink()
+        if moment == "killed":
+            os.kill(os.getpid(), 9)
         raise torch.OutOfMemoryError("CUDA out of memory")
 """
+
+
+def short_of_memory(trial: Trial, victim: str, moment: str) -> dict[str, object]:
+    """The answer where one of the servers has no memory, at this moment and only then."""
+    trial.candidate(
+        BIGRAM.replace("import torch\n", "import torch\n" + SHORT_OF_MEMORY)
+        .replace("        self.table =", "        use_memory('opening')\n        self.table =")
+        .replace("        return SCALE", "        use_memory('at work'); use_memory('killed')\n        return SCALE")
+    )
+    spec = trial.spec()
+    servers = Servers.fork(spec)
+    (trial.src / "victim").write_text(f"{getattr(servers, victim)._pid} {moment}")
+    found = evaluate.answer(spec, servers, TrialPaths(trial.dir).checkpoint)
+    assert not (trial.src / "victim").exists()
+    return found
 
 
 @pytest.mark.parametrize("moment", ["opening", "at work"])
@@ -162,17 +179,18 @@ def test_where_there_is_no_memory_for_two_models_one_waits(
     trial.candidate()
     expected = answer(trial.spec())
     assert "not enough memory" not in caplog.text
-    trial.candidate(
-        BIGRAM.replace("import torch\n", "import torch\n" + SHORT_OF_MEMORY)
-        .replace("        self.table =", "        use_memory('opening')\n        self.table =")
-        .replace("        return SCALE", "        use_memory('at work')\n        return SCALE")
-    )
-    spec = trial.spec()
-    servers = Servers.fork(spec)
-    (trial.src / "victim").write_text(f"{getattr(servers, victim)._pid} {moment}")
-    assert evaluate.answer(spec, servers, TrialPaths(trial.dir).checkpoint) == expected
-    assert not (trial.src / "victim").exists()
+    assert short_of_memory(trial, victim, moment) == expected
     assert caplog.text.count("not enough memory for two models at once: one after the other") == 1
+
+
+@pytest.mark.parametrize("victim", ["scored", "witness"])
+def test_who_is_killed_for_want_of_memory_is_out_of_memory(
+    trial: Trial, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([0, 0])  # when the servers start; later one more
+    monkeypatch.setattr(serving, "oom_kills", lambda: next(kills, 1))
+    found = short_of_memory(trial, victim, "killed")
+    assert (found["status"], found["type"]) == ("OOM", "SIGKILL")
 
 
 @pytest.mark.parametrize(
