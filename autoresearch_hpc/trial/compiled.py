@@ -65,12 +65,7 @@ class Store:
         try:
             pack(root / "compiled.tar", root, ["trainer"])
             self._packed = root / "compiled.tar"
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-            tarfile.TarError,
-        ) as error:  # the candidate's files may be anything
+        except (OSError, ValueError, RecursionError, tarfile.TarError) as error:  # its files may be anything
             _log.warning("what was compiled is not kept: %s", error)
 
     def keep(self, root: Path, used: Path) -> None:
@@ -132,7 +127,7 @@ def pack(archive: Path, root: Path, places: Sequence[str]) -> None:
                     with content:
                         info = tar.gettarinfo(arcname=str(inside / file), fileobj=content)
                         if info.isfile():
-                            left -= info.size
+                            left -= info.size + tarfile.BLOCKSIZE
                             tar.addfile(info, content)
                     if left < 0:
                         raise OSError(f"more than {_MAX_BYTES >> 20} MiB")
@@ -146,12 +141,13 @@ def _within(folder: int) -> Callable[[str, int], int]:
 def unpack(archive: Path | None, root: Path, place: str, of: str = "") -> bool:
     """Fill the caches of a place below root with those of the same place, or `of` another.
 
-    False where there is nothing to fill them with: they stay empty. Some thousand small files, which a trial waits
-    for: TarFile's own extraction takes twice as long.
+    False where there is nothing to fill them with: they stay empty. Who works there meanwhile is not trusted: files are
+    written elsewhere and then moved. Some thousand small ones, which a trial waits for: TarFile's own extraction takes
+    twice as long.
     """
     if archive is None or not archive.is_file():
         return False
-    source, target = of or place, root / place
+    source, target, written = of or place, root / place, root / f"{place}-unpacked"
     try:
         with tarfile.open(archive) as tar:
             told = tar.extractfile(_ROOT)
@@ -165,16 +161,28 @@ def unpack(archive: Path | None, root: Path, place: str, of: str = "") -> bool:
                 if ".." in name.split("/"):
                     raise ValueError(f"{member.name} lies elsewhere")
                 if member.isdir():
-                    (target / name).mkdir(0o700, parents=True, exist_ok=True)
+                    (written / name).mkdir(0o700, parents=True, exist_ok=True)
                 elif file := tar.extractfile(member):
                     content = file.read().replace(made_in + os.fsencode(f"/{source}"), os.fsencode(target))
                     opener = _executable if member.mode & 0o100 else _private
-                    with contextlib.suppress(FileExistsError), open(f"{target}/{name}", "xb", opener=opener) as out:
+                    with open(f"{written}/{name}", "xb", opener=opener) as out:
                         out.write(content.replace(made_in, here))
+        _move(written / "caches", target / "caches")
         return True
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         _log.warning("compiling anew: %s: %s", archive, error)
         return False
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what is in one folder into another, which is where it was made, whatever links there are now."""
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for path in source.iterdir():
+            with contextlib.suppress(OSError):  # there is something already
+                os.rename(path, path.name, dst_dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def _private(path: str, flags: int) -> int:

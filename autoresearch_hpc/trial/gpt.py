@@ -115,7 +115,7 @@ class GptTrial:
         spec, paths = self._spec, self._paths
         self._scratch, self._facts = scratch, {}
         place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
-        self._file = place / "out" / "checkpoint.pt"
+        self._file, filled = place / "out" / "checkpoint.pt", place / "caches-filled"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         self._door, door = socket.socketpair()
         session = {
@@ -125,7 +125,7 @@ class GptTrial:
             "device": spec.device,
             "checkpoint": str(self._file),
             "num_threads": spec.num_threads,
-            "caches_filled": str(place / "caches-filled"),
+            "caches_filled": str(filled),
         }
         if data:
             meta = {name: getattr(data.manifest, name) for name in ("vocab_size", "seq_len", "bos_id")}
@@ -168,7 +168,8 @@ class GptTrial:
         )  # fmt: skip
         try:
             self._warm = compiled.unpack(archive, scratch.root, "trainer")  # while both import torch
-            (place / "caches-filled").touch()
+            with contextlib.suppress(FileExistsError):  # whoever does not want to wait
+                filled.touch(exist_ok=False)  # which follows no link
             baseline = self._store.baseline if self._store and archive else None
             for name in ("scoring", "witness"):
                 compiled.unpack(baseline, scratch.root, name, of="scoring")

@@ -106,15 +106,29 @@ def test_the_witness_starts_with_what_scoring_left(scratch: Callable[..., Scratc
     assert (second.root / "witness" / "caches" / "graph").read_bytes() == b"\x80\x05" + place + b"/caches/x\xff" + place
 
 
-def test_what_is_there_already_stays(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
-    archive, first, second = tmp_path / "key.tar", scratch(), scratch("m")
-    for name in ("a", "b"):
-        (first.root / "trainer" / "caches" / name).write_bytes(b"baseline's")
-    compiled.pack(archive, first.root, ["trainer", "scoring"])
-    (second.root / "trainer" / "caches" / "a").write_bytes(b"own")
-    assert compiled.unpack(archive, second.root, "trainer")
-    caches = second.root / "trainer" / "caches"
-    assert [(caches / name).read_bytes() for name in ("a", "b")] == [b"own", b"baseline's"]
+def test_whoever_is_at_work_there_leads_nothing_elsewhere(scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    """The trainer runs while its caches are filled, and may put links and files of its own there."""
+    archive, first, elsewhere = tmp_path / "key.tar", scratch(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("inductor", "triton", "cuda"):
+        (first.root / "trainer" / "caches" / name).mkdir()
+        (first.root / "trainer" / "caches" / name / "graph").write_text("parent's")
+    compiled.pack(archive, first.root, ["trainer"])
+
+    caches = scratch("m").root / "trainer" / "caches"
+    (caches / "inductor").symlink_to(elsewhere)
+    (caches / "triton").mkdir()
+    (caches / "triton" / "own").write_text("own")
+    assert compiled.unpack(archive, caches.parents[1], "trainer")
+    assert (caches / "inductor").readlink() == elsewhere
+    assert [path.name for path in (caches / "triton").iterdir()] == ["own"]
+    assert (caches / "cuda" / "graph").read_text() == "parent's"
+
+    caches = scratch("n").root / "trainer" / "caches"
+    caches.rename(caches.with_name("away"))
+    caches.symlink_to(elsewhere)
+    assert not compiled.unpack(archive, caches.parents[1], "trainer")
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_where_names_have_another_length_it_is_compiled_anew(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,27 @@ def test_a_crash_of_its_own_stays_a_crash(make: Make, with_evaluator: Callable[[
     ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
     assert ending.status is Status.CRASHED
     assert trial.paths.log.read_text().splitlines().count("once") == 1
+
+
+def test_nothing_is_written_through_a_link_of_the_scripts(
+    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    linked = threading.Event()
+
+    def late(archive: Path | None, root: Path, place: str, of: str = "") -> bool:
+        while not (root / "trainer" / "caches-filled").is_symlink():
+            time.sleep(0.01)
+        linked.set()
+        return False
+
+    monkeypatch.setattr(gpt.compiled, "unpack", late)
+    with_evaluator("sys.stdin.read()")
+    trial = make(f"os.symlink({str(tmp_path / 'elsewhere')!r}, session['caches_filled']); time.sleep(0.5)")
+    ending = gpt.GptTrial(trial.spec, trial.paths, PhaseLog(trial.paths.phases), Quiet()).run()
+    assert ending.error
+    assert ending.error.type == "NoCheckpoint"
+    assert linked.is_set()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_signal_during_training(make: Make) -> None:
