@@ -146,8 +146,8 @@ import os
 from pathlib import Path
 
 def use_memory(moment):
-    victim = Path(__file__).with_name("victim")
-    if victim.exists() and victim.read_text() == f"{os.getpid()} {moment}":
+    victim = Path(__file__).with_name(f"victim {os.getpid()} {moment}")
+    if victim.exists():
         victim.unlink()
         if moment == "killed":
             os.kill(os.getpid(), 9)
@@ -164,9 +164,10 @@ def short_of_memory(trial: Trial, victim: str, moment: str) -> dict[str, object]
     )
     spec = trial.spec()
     servers = Servers.fork(spec)
-    (trial.src / "victim").write_text(f"{getattr(servers, victim)._pid} {moment}")
+    marked = trial.src / f"victim {getattr(servers, victim)._pid} {moment}"
+    marked.touch()
     found = evaluate.answer(spec, servers, TrialPaths(trial.dir).checkpoint)
-    assert not (trial.src / "victim").exists()
+    assert not marked.exists()
     return found
 
 
