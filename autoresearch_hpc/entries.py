@@ -88,6 +88,12 @@ class Entry:
     version: int = 0  # how often something of it has changed: what was made of it holds until it does again
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Of r03-c02: 3 and 2, by which candidates are ordered."""
+        round_, _, index = self.id.partition("-c")
+        return int(round_[1:]), int(index)
+
+    @property
     def trial(self) -> Trial | None:
         """The trial that counts: the newest that was not dropped."""
         return next((t for t in reversed(self.trials) if t.dropped is None), None)

@@ -31,7 +31,6 @@ appends, so that a resumed run and one that never stopped are in the same state.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import Any
 
 from autoresearch_hpc.entries import Call as Call
@@ -40,17 +39,16 @@ from autoresearch_hpc.entries import Incumbent as Incumbent
 from autoresearch_hpc.entries import Round as Round
 from autoresearch_hpc.entries import Trial as Trial
 from autoresearch_hpc.entries import Want as Want
-from autoresearch_hpc.entries import mean_of, values_of
 from autoresearch_hpc.errors import JournalError
 from autoresearch_hpc.estimates import Effects
 from autoresearch_hpc.gains import Comparison, Gain, Noise
 from autoresearch_hpc.journal import REMEDY, Event
+from autoresearch_hpc.outcomes import Outcomes, kind_shifts
 from autoresearch_hpc.records import (
     Candidate,
     Direction,
     Outcome,
     Proposal,
-    Status,
     TrialResult,
     Verdict,
     candidate_id,
@@ -89,7 +87,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.tally = Tally()
-        self._outcomes: dict[str, tuple[int, float, Outcome]] = {}  # as told last: the entry's version, its shift
+        self._outcomes = Outcomes()
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> "History":
@@ -149,7 +147,7 @@ class History:
     @property
     def kept(self) -> list[Entry]:
         """All winners so far, in order, the baseline among them."""
-        return sorted(self.tally.kept.values(), key=lambda entry: _place_of(entry.id))
+        return sorted(self.tally.kept.values(), key=lambda entry: entry.place)
 
     @property
     def llm_usd(self) -> float:
@@ -178,59 +176,14 @@ class History:
         return self.noise.standard_error(len(entry.values)) if self.noise else None
 
     def outcomes(self, *, unjudged: bool = False) -> tuple[Outcome, ...]:
-        """What agents hear: every candidate of a judged round; also those of others that have a result, if asked.
-
-        A value from another kind of GPU than the baseline's is shifted by what a candidate differs that ran on both.
-        """
-        shifts = self._shifts()
-        return tuple(
-            self._outcome(round_, entry, shifts)
+        """What agents hear: every candidate of a judged round; also those of others that have a result, if asked."""
+        told = (
+            entry
             for round_ in self.rounds
             for entry in round_.entries.values()
             if round_.judged or (unjudged and entry.result)
         )
-
-    def _outcome(self, round_: Round, entry: Entry, shifts: Mapping[str, float]) -> Outcome:
-        """As it was told before, unless something has changed."""
-        told = self._outcomes.get(entry.id)
-        if told and told[0] == entry.version and told[1] == shifts.get(told[2].kind, 0.0):
-            return told[2]
-        result, screened = entry.result, entry.screened
-        shift, value = shifts.get(screened[-1].kind, 0.0) if screened else 0.0, mean_of(values_of(screened))
-        outcome = Outcome(
-            candidate=entry.id,
-            round=round_.index,
-            proposal=entry.proposal,
-            knobs=entry.candidate.knobs if entry.candidate else {},
-            status=result.status if result else Status.LOST,
-            value=value + shift if value is not None else None,
-            verdict=entry.verdict,
-            finding=entry.finding,
-            error=result.error if result else None,
-            fingerprint=entry.candidate.fingerprint if entry.candidate else "",
-            peak_vram_mb=result.peak_vram_mb if result else None,
-            num_trials=max(len(screened), 1),
-            kind=screened[-1].kind if screened else "",
-        )
-        self._outcomes[entry.id] = entry.version, shift, outcome
-        return outcome
-
-    def _shifts(self) -> dict[str, float]:
-        """Kind of GPU -> what brings its values to the level of the baseline's: by the first that ran on both."""
-        first = next(self.entries(), None)
-        main = first.screened[-1].kind if first and first.screened else None
-        shifts: dict[str, float] = {}
-        if main is None:
-            return shifts
-        for entry in sorted(self.tally.mixed.values(), key=lambda entry: _place_of(entry.id)):
-            by_kind: dict[str, list[float]] = {}
-            for result in entry.results:
-                if result.metric.value is not None:
-                    by_kind.setdefault(result.kind, []).append(result.metric.value)
-            if main in by_kind:
-                for kind in by_kind.keys() - {main} - shifts.keys():
-                    shifts[kind] = mean(by_kind[main]) - mean(by_kind[kind])
-        return shifts
+        return self._outcomes.of(told, kind_shifts(next(self.entries(), None), self.tally.mixed.values()))
 
     def trials(self) -> Iterator[Trial]:
         """Every trial, in order, dropped ones too."""
@@ -399,12 +352,6 @@ class History:
 
 def _round_of(candidate: str) -> int:
     return int(candidate.split("-")[0][1:])
-
-
-def _place_of(candidate: str) -> tuple[int, int]:
-    """Of r03-c02: 3 and 2, by which candidates are ordered."""
-    round_, _, index = candidate.partition("-c")
-    return int(round_[1:]), int(index)
 
 
 def _worth(entry: Entry) -> float:

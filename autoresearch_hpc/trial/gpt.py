@@ -11,29 +11,24 @@ import fcntl
 import logging
 import math
 import os
-import site
 import socket
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.dataset import Dataset
-from autoresearch_hpc.files import write_json_atomic
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.leftovers import kill_descendants
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.records import Failure, Status, TrialSpec
-from autoresearch_hpc.sandbox import Barrier, software, usable
 from autoresearch_hpc.trial import compiled
 from autoresearch_hpc.trial.children import Child, StopFlag
 from autoresearch_hpc.trial.ending import Ending
-from autoresearch_hpc.trial.environment import child_environment, shut_in_compilers
 from autoresearch_hpc.trial.facts import failure, is_storage, log_tail, storage_failure
-from autoresearch_hpc.trial.integrity import protected
 from autoresearch_hpc.trial.memory import oom_kills
 from autoresearch_hpc.trial.phases import Phase, PhaseLog
+from autoresearch_hpc.trial.processes import start_evaluator, start_trainer, write_session
 from autoresearch_hpc.trial.scratch import Scratch
 from autoresearch_hpc.trial.shared_memory import ours_in_shared_memory, remove_left
 from autoresearch_hpc.trial.staging import Copy
@@ -41,7 +36,6 @@ from autoresearch_hpc.trial.staging import Copy
 MAX_SCRATCH_BYTES = 64 << 30
 OVERRUN_SHARE = 0.01  # of the training time is always allowed
 SAVING_BYTES_PER_S = 200e6
-_SESSION_SCHEMA = 1
 _FDS_OF_A_MESSAGE = 64
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _LIMIT_IN_WORDS = f"{MAX_SCRATCH_BYTES >> 30} GiB"
@@ -117,55 +111,12 @@ class GptTrial:
         place, _, _ = (scratch.place(name) for name in ("trainer", "scoring", "witness"))
         self._file, filled = place / "out" / "checkpoint.pt", place / "caches-filled"
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
+        session = write_session(spec, place, data, checkpoint=self._file, caches_filled=filled)
         self._door, door = socket.socketpair()
-        session = {
-            "schema": _SESSION_SCHEMA,
-            "seed": spec.seed,
-            "train_s": spec.train_s,
-            "device": spec.device,
-            "checkpoint": str(self._file),
-            "num_threads": spec.num_threads,
-            "caches_filled": str(filled),
-        }
-        if data:
-            meta = {name: getattr(data.manifest, name) for name in ("vocab_size", "seq_len", "bos_id")}
-            session |= {"meta": meta, "train_rows": [file.rows for file in data.manifest.train]}
-        write_json_atomic(place / "session.json", session)
-        variables = {"AUTORESEARCH_SESSION": str(place / "session.json"), "AUTORESEARCH_DATA_FD": str(door.fileno())}
-        if usable(spec.sandbox):
-            variables.update(shut_in_compilers())
-        python = [sys.executable, "-P", "-u", *([] if _in_user_site() else ["-s"])]
-        barrier = Barrier(
-            readable=[*software(protected(spec)), Path(spec.src)],
-            writable=[place, Path("/dev/shm")],
-            mode=spec.sandbox,
-        )
-        trainer = Child(
-            [*python, str(Path(spec.src) / spec.script)],
-            log=paths.log,
-            env=child_environment(spec.num_threads, variables, place / "caches", pass_env=spec.pass_env, private=place),
-            cwd=Path(spec.src),
-            fd_variable="AUTORESEARCH_EVENTS_FD",
-            barrier=barrier,
-            pass_fds=[door.fileno()],
-        )
-        barrier.close()
+        trainer = start_trainer(spec, paths.log, place, session, door)
         door.close()
         self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        evaluator = Child(
-            [
-                *python, "-m", "autoresearch_hpc.trial.evaluate", str(paths.spec),
-                "--checkpoint-fd", str(self._checkpoint_fd), "--private", str(scratch.root),
-            ],
-            log=paths.evaluate_log,
-            env=child_environment(
-                spec.num_threads, {}, scratch.root, pass_env=spec.pass_env, private=scratch.place("evaluator")
-            ),
-            cwd=paths.root,
-            fd_argument="--result-fd",
-            stdin=True,
-            pass_fds=[self._checkpoint_fd],
-        )  # fmt: skip
+        evaluator = start_evaluator(spec, paths, scratch, self._checkpoint_fd)
         try:
             self._warm = compiled.unpack(archive, scratch.root, "trainer")  # while both import torch
             with contextlib.suppress(FileExistsError):  # whoever does not want to wait
@@ -340,11 +291,6 @@ class GptTrial:
             peak_vram_mb=_number(facts.get("peak_vram_mb")),
             mfu=_number(facts.get("mfu")),
         )
-
-
-def _in_user_site() -> bool:
-    """Whether this package was installed with `pip install --user`: then Python has to look there."""
-    return Path(__file__).is_relative_to(site.getusersitepackages())
 
 
 def _count(value: object) -> int | None:

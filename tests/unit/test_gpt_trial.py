@@ -22,7 +22,7 @@ from fake_trial import FakeTrial
 from autoresearch_hpc import sandbox
 from autoresearch_hpc.files import read_json
 from autoresearch_hpc.records import Direction, Failure, Metric, Status
-from autoresearch_hpc.trial import gpt
+from autoresearch_hpc.trial import gpt, processes
 from autoresearch_hpc.trial.children import StopFlag
 from autoresearch_hpc.trial.ending import Ending
 from autoresearch_hpc.trial.phases import PhaseLog
@@ -72,7 +72,7 @@ def with_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
             f"""*) exec '{sys.executable}' -S "$@";; esac\n"""
         )
         python.chmod(0o755)
-        monkeypatch.setattr(gpt.sys, "executable", str(python))
+        monkeypatch.setattr(processes.sys, "executable", str(python))
 
     return replace_by
 
