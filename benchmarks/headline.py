@@ -121,7 +121,7 @@ class Headline:
         return {
             "at-once": [*at_once, short],
             "single": [*cluster, "cluster.max_parallel=1", short],
-            "full": [*at_once, full, "plan.max_rounds=0"],
+            "full": [*at_once, full, "plan.max_rounds=0", f"budget.max_trials={machine.num_gpus}"],
             "async": [*at_once, short, "schedule=async"],
         }
 
@@ -236,7 +236,7 @@ def report(runs: Mapping[str, timings.Run], images: Path | None) -> None:
     print(f"\n{', '.join(timings.gpus_of(list(runs.values())))}\n")
     fast = [runs[tag] for tag in ("at-once", "async") if tag in runs]
     single = [runs["single"]] if "single" in runs else []
-    for compared in [[run, *single] for run in fast] or [single]:
+    for compared in filter(None, [[run, *single] for run in fast] or [single]):
         print(f"{timings.table(compared)}\n")
         if len(compared) == 2 and (found := timings.pace(*compared)):
             print(f"{timings.in_words(found, *compared)}\n")
