@@ -117,12 +117,14 @@ class Headline:
         machine, options = self._machine, self._options
         cluster = ["cluster=slurm", f"cluster.cpus={machine.cpus}"]
         at_once = [*cluster, f"cluster.max_parallel={machine.num_gpus}"]
-        short, full = f"task.train_s={options.train_s}", f"task.train_s={options.full_s}"
+        short, full = [f"task.train_s={options.train_s}"], f"task.train_s={options.full_s}"
+        if options.eval_tokens:
+            short.append(f"task.eval_tokens={options.eval_tokens}")
         return {
-            "at-once": [*at_once, short],
-            "single": [*cluster, "cluster.max_parallel=1", short],
+            "at-once": [*at_once, *short],
+            "single": [*cluster, "cluster.max_parallel=1", *short],
             "full": [*at_once, full, "plan.max_rounds=0", f"budget.max_trials={machine.num_gpus}"],
-            "async": [*at_once, short, "schedule=async"],
+            "async": [*at_once, *short, "schedule=async"],
         }
 
     def play(self, deadline: Deadline) -> bool:
@@ -272,6 +274,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--searches", type=_searches, default=SEARCHES[:3], help="which, in which order: at-once,single"
     )
     parser.add_argument("--train-s", type=float, default=20.0, help="training of a trial")
+    parser.add_argument("--eval-tokens", type=int, help="evaluated after these trainings; default: as ever")
     parser.add_argument("--full-s", type=float, default=300.0, help="the same in the search `full`")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so long; the same call goes on")
     parser.add_argument("--small", action="store_true", help="pretended GPUs and a model of some thousand parameters")
