@@ -25,7 +25,7 @@ LAYERS = [
         "fingerprint",
     }
     | {"journal", "knobs", "layout", "lock"},
-    {"complaints", "pacing", "space", "tally", "tiers"},
+    {"complaints", "outcomes", "pacing", "space", "tally", "tiers"},
     {"history"},
     {"ledger"},
     {"designs", "effects", "harness", "promotion"},
