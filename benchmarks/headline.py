@@ -244,7 +244,7 @@ def report(runs: Mapping[str, timings.Run], images: Path | None) -> None:
             print(f"{timings.in_words(found, *compared)}\n")
     if "full" in runs:
         print(timings.table([runs["full"]]))
-    if images and (shown := [*fast[:1], *single]):
+    if images and (shown := [*fast, *single]):
         images.mkdir(parents=True, exist_ok=True)
         timings.draw_curves(shown, images / "headline-curves.png")
         timings.draw_phases(shown, images / "headline-phases.png")
