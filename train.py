@@ -335,25 +335,20 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def muon_update(
-    param: torch.Tensor,
-    grad: torch.Tensor,
-    average: torch.Tensor,
-    energy: torch.Tensor,
-    lr: torch.Tensor,
-    momentum: torch.Tensor,
-    weight_decay: torch.Tensor,
+    param: torch.Tensor, grad: torch.Tensor, average: torch.Tensor, energy: torch.Tensor, rates: torch.Tensor
 ) -> None:
-    """One step for K matrices of a shape (K, m, n), in place.
+    """One step for K matrices of a shape (K, m, n), in place; rates (4,): learning rate, momentum, beta2, weight decay.
 
     Nesterov momentum, orthogonalization, then variance reduction: each row (or column, along the longer side) is
     divided by the root of its running mean square, at unchanged Frobenius norm. Weight decay is cautious: only where
     it points the same way as the update. Source: NorMuon (arXiv 2510.05491), Cautious Weight Decay (arXiv 2510.12402).
     """
+    lr, momentum, beta2, weight_decay = rates
     average.lerp_(grad, 1 - momentum)
     update = orthogonalize(grad.lerp(average, momentum))
     axis = -1 if param.size(-2) >= param.size(-1) else -2
     square = update.square().mean(dim=axis, keepdim=True)
-    energy.lerp_(square, 1 - MUON_BETA2)
+    energy.lerp_(square, 1 - beta2)
     scale = energy.clamp_min(1e-10).rsqrt()
     before = square.sum(dim=(-2, -1), keepdim=True).sqrt()
     after = (square * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
@@ -363,16 +358,10 @@ def muon_update(
 
 
 def adamw_update(
-    param: torch.Tensor,
-    grad: torch.Tensor,
-    average: torch.Tensor,
-    square: torch.Tensor,
-    lr: torch.Tensor,
-    beta1: torch.Tensor,
-    beta2: torch.Tensor,
-    count: torch.Tensor,
+    param: torch.Tensor, grad: torch.Tensor, average: torch.Tensor, square: torch.Tensor, rates: torch.Tensor
 ) -> None:
-    """One AdamW step without weight decay, in place."""
+    """One AdamW step without weight decay, in place; rates (4,): learning rate, beta1, beta2, number of the step."""
+    lr, beta1, beta2, count = rates
     average.lerp_(grad, 1 - beta1)
     square.lerp_(grad.square(), 1 - beta2)
     denominator = (square / (1 - beta2**count)).sqrt() + ADAM_EPS
@@ -380,10 +369,11 @@ def adamw_update(
 
 
 class Optimizers:
-    """Muon and AdamW over the parameters of a GPT. Rates are 0-d tensors, so that a compiled update stays valid."""
+    """Muon and AdamW over the parameters of a GPT. Rates are tensors, so that a compiled update stays valid."""
 
     def __init__(self, model: GPT) -> None:
-        compiles = COMPILE and model.head.weight.is_cuda
+        self.device = model.head.weight.device
+        compiles = COMPILE and self.device.type == "cuda"
         self.muon = compiled(muon_update) if compiles else muon_update
         self.adamw = compiled(adamw_update) if compiles else adamw_update
         self.count = 0
@@ -413,24 +403,32 @@ class Optimizers:
     def step(self, lr_scale: float, progress: float) -> None:
         """Apply the gradients, and drop them."""
         self.count += 1
-        count = torch.tensor(float(self.count))
-        for params, lr, betas in self.adam_groups:
-            rates = [torch.tensor(value) for value in (lr * lr_scale, *betas)]
+        adam_rates, muon_rates = self.rates(lr_scale, progress)
+        for (params, _, _), rates in zip(self.adam_groups, adam_rates, strict=True):
             for param in params:
-                self.adamw(param, param.grad, *self.adam_state[param], *rates, count)
+                self.adamw(param, param.grad, *self.adam_state[param], rates)
                 param.grad = None
-        low, high, over = MUON_MOMENTUM
-        momentum = torch.tensor(low + (high - low) * min(self.count / over, 1))
-        weight_decay = torch.tensor(WEIGHT_DECAY * (1 - progress))
-        for params, (average, energy) in zip(self.muon_groups, self.muon_state, strict=True):
-            rows, columns = params[0].shape
-            lr = torch.tensor(MATRIX_LR * lr_scale * max(1, rows / columns) ** 0.5)
+        for params, state, rates in zip(self.muon_groups, self.muon_state, muon_rates, strict=True):
             stacked = torch.stack([p.detach() for p in params])
-            grad = torch.stack([p.grad for p in params])
-            self.muon(stacked, grad, average, energy, lr, momentum, weight_decay)
+            self.muon(stacked, torch.stack([p.grad for p in params]), *state, rates)
             for param, value in zip(params, stacked.unbind(), strict=True):
                 param.copy_(value)
                 param.grad = None
+
+    def rates(self, lr_scale: float, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each group's update is told, (groups, 4): on the device, or a C++ compiler would be asked for kernels
+        that compute 1 - beta on the host."""
+        low, high, over = MUON_MOMENTUM
+        momentum = low + (high - low) * min(self.count / over, 1)
+        adam = [(lr * lr_scale, *betas, self.count) for _, lr, betas in self.adam_groups]
+        muon = []
+        for params in self.muon_groups:
+            rows, columns = params[0].shape
+            lr = MATRIX_LR * lr_scale * max(1, rows / columns) ** 0.5
+            muon.append((lr, momentum, MUON_BETA2, WEIGHT_DECAY * (1 - progress)))
+        told = torch.tensor([*adam, *muon], dtype=torch.float32, pin_memory=self.device.type == "cuda")
+        on_device = told.to(self.device, non_blocking=True)
+        return on_device[: len(adam)], on_device[len(adam) :]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

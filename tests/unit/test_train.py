@@ -13,6 +13,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoresearch_hpc.harness import Meta, standalone
 
@@ -212,16 +215,16 @@ def test_muon_equalizes_rows_at_unchanged_norm_and_decays_only_with_the_update(
     train = load()
     random = torch.Generator().manual_seed(0)
     grad, param = torch.randn((2, 48, 16), generator=random), torch.randn((2, 48, 16), generator=random)
-    scalars = [torch.tensor(value) for value in (0.1, 0.0, 0.0)]  # lr, momentum, weight decay
+    rates = torch.tensor([0.1, 0.0, 0.95, 0.0])
     plain = param.clone()
-    train.muon_update(plain, grad, torch.zeros_like(grad), torch.zeros((2, 48, 1)), *scalars)
+    train.muon_update(plain, grad, torch.zeros_like(grad), torch.zeros((2, 48, 1)), rates)
     step = (param - plain) / 0.1
     rows = step.square().mean(dim=-1).sqrt()
     torch.testing.assert_close(rows, rows.mean(dim=1, keepdim=True).expand_as(rows), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(step.norm(dim=(1, 2)), train.orthogonalize(grad).norm(dim=(1, 2)), rtol=1e-4, atol=1e-4)
     decayed = param.clone()
-    scalars[2] = torch.tensor(0.5)
-    train.muon_update(decayed, grad, torch.zeros_like(grad), torch.zeros((2, 48, 1)), *scalars)
+    rates[3] = 0.5
+    train.muon_update(decayed, grad, torch.zeros_like(grad), torch.zeros((2, 48, 1)), rates)
     agree = step * param >= 0
     wanted = torch.where(agree, plain - 0.1 * 0.5 * param, plain)
     torch.testing.assert_close(decayed, wanted)
@@ -238,10 +241,25 @@ def test_adamw_is_torchs(load: Callable[..., ModuleType]) -> None:
     average, square = torch.zeros_like(ours), torch.zeros_like(ours)
     for count in range(1, 6):
         theirs.grad = torch.randn((5, 7), generator=random)
-        rates = [torch.tensor(value) for value in (0.03, 0.8, 0.95, float(count))]
-        train.adamw_update(ours, theirs.grad, average, square, *rates)
+        train.adamw_update(ours, theirs.grad, average, square, torch.tensor([0.03, 0.8, 0.95, count]))
         reference.step()
     torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_updates_leave_nothing_to_the_host(load: Callable[..., ModuleType]) -> None:
+    """For what they would compute there, each trial would wait for a C++ compiler."""
+    train = load()
+
+    def computed_on(update: Callable[..., None], *tensors: torch.Tensor) -> set[str]:
+        graph = make_fx(update, decomposition_table=select_decomp_table())(*tensors).graph
+        values = [node.meta.get("val") for node in graph.nodes if node.op == "call_function"]
+        return {value.device.type for value in values if isinstance(value, torch.Tensor)}
+
+    with FakeTensorMode(), torch.device("cuda"):  # no GPU is needed to tell
+        matrices, energy, rates = torch.empty(2, 64, 32), torch.empty(2, 64, 1), torch.empty(4)
+        assert computed_on(train.muon_update, matrices, matrices, matrices, energy, rates) == {"cuda"}
+        assert computed_on(train.adamw_update, *[matrices] * 4, rates) == {"cuda"}
+        assert computed_on(train.adamw_update, *[matrices] * 4, rates.cpu()) == {"cuda", "cpu"}
 
 
 def test_every_parameter_is_in_exactly_one_group(load: Callable[..., ModuleType]) -> None:
