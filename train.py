@@ -516,6 +516,7 @@ def log_step(reading: LossReading, stamp: float) -> tuple[bool, float]:
 def main() -> None:
     try:
         session = Session.open()
+        kernels.prepare(session.device, HEAD_DIM)
         accumulate = num_microbatches(session.meta)
         with torch.device(session.device):
             model = build_model(session.meta)

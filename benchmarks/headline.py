@@ -171,15 +171,17 @@ class Headline:
             return
         short = ["plan.baseline=alone", "plan.max_rounds=0", "task.train_s=2", "task.eval_tokens=131072"]
 
+        models = MODELS[:2] if self._options.searches == ("full",) else MODELS  # its one round has no others
+
         def compile_one(number: int) -> bool:
-            base = [f"++plan.base.{name}={value}" for name, value in MODELS[number].items()]
+            base = [f"++plan.base.{name}={value}" for name, value in models[number].items()]
             words = ["cluster=slurm", f"cluster.cpus={self._machine.cpus}", *base, *short]
             return self._search(f"warm-{number}", words, environment, deadline)
 
-        with ThreadPoolExecutor(len(MODELS)) as pool:
-            if not all(pool.map(compile_one, range(len(MODELS)))):
+        with ThreadPoolExecutor(len(models)) as pool:
+            if not all(pool.map(compile_one, range(len(models)))):
                 return
-        merge([self.layout(f"warm-{number}").root / "compiled" for number in range(len(MODELS))], self._caches)
+        merge([self.layout(f"warm-{number}").root / "compiled" for number in range(len(models))], self._caches)
 
     def layout(self, tag: str) -> RunLayout:
         return layout_of(self._folder, tag)

@@ -1,11 +1,12 @@
-"""GPU code for the parts of a model where the compiler's own kernels leave time on the table; for train.py, not by it.
+"""GPU code where the compiler's own kernels leave time on the table: parts of a model for train.py, and the score.
 
     mlp         a ReLU² MLP whose activation costs no pass over memory of its own
     loss        cross-entropy of capped logits, whose logits never exist all at once
     attention   causal attention in a window, by flash-attn-4 where that is installed
     launches    the Triton kernels behind the first two; imported only where there is a GPU
+    score       the evaluation's cross-entropy of foreign logits, each of which it reads once; likewise
 
-Each function computes the same on every device: in plain PyTorch where its kernel does not fit, and `choices` says so.
+A model's parts compute the same on every device: in plain PyTorch where a kernel does not fit, and `choices` says so.
 With the variable AUTORESEARCH_PLAIN_KERNELS set (trials: task.pass_env) that is everywhere.
 """
 
@@ -13,7 +14,7 @@ import os
 
 import torch
 
-__all__ = ["choices", "hopper"]
+__all__ = ["choices", "hopper", "prepare"]
 
 PLAIN_VARIABLE = "AUTORESEARCH_PLAIN_KERNELS"
 _MAJOR: dict[int, int] = {}  # of each GPU's compute capability; asked outside compiled code, which can look it up
@@ -28,6 +29,13 @@ def hopper(device: torch.device) -> bool:
         plain = bool(os.environ.get(PLAIN_VARIABLE))
         _MAJOR[index] = 0 if plain else torch.cuda.get_device_capability(device)[0]
     return _MAJOR[index] in (9, 10)
+
+
+def prepare(device: torch.device, head_dim: int) -> None:
+    """Have the GPU's libraries used once, in the background: that takes seconds which the compiler needs anyway."""
+    from autoresearch_hpc.kernels import attention
+
+    attention.prepare(device, head_dim)
 
 
 def choices(device: torch.device, head_dim: int) -> str:

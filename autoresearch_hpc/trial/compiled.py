@@ -58,6 +58,10 @@ class Store:
         """What the trial starts from; perhaps there is no such file."""
         return next((path for path in (self._own, self._parent) if path.exists()), self.baseline)
 
+    def complete(self, archive: Path) -> bool:
+        """Whether it was made of this very commit, so that nothing is left to compile."""
+        return archive.is_file() and archive == (self.baseline if self._is_baseline else self._own)
+
     def snapshot(self, root: Path, compile_s: float) -> None:
         """Pack what a candidate's trainer took so long to compile below root. To be called before it gets its data."""
         if self._is_baseline or self._own.exists() or compile_s < LONG_S:

@@ -2,8 +2,8 @@
 
     python -P -m autoresearch_hpc.trial.evaluate SPEC_JSON --result-fd N [--checkpoint-fd N] [--private DIR]
 
-It is started early, imports what is slow, and waits on stdin: the line `go` starts the evaluation, end of file ends
-the process. It answers with one JSON object on the file descriptor N:
+It is started early, does what is slow when it is first used, and waits on stdin: the line `go` starts the evaluation,
+end of file ends the process. It answers with one JSON object on the file descriptor N:
 
     {"status": "OK", "value": bits per byte, "tokens": targets counted, "bytes": their UTF-8 bytes}
     {"status": "INVALID" | "DIVERGED" | "OOM" | "CRASHED", "type": ..., "message": ...}
@@ -16,6 +16,8 @@ With --private they are shut in, each below a directory of its own.
 import torch  # isort: skip - first: the slow import is what an early start is for
 
 import argparse
+import contextlib
+import gc
 import json
 import logging
 import os
@@ -30,10 +32,11 @@ import numpy.typing as npt
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.files import read_json
+from autoresearch_hpc.harness.session import choose_device
 from autoresearch_hpc.layout import TrialPaths
 from autoresearch_hpc.records import TrialSpec, from_json
 from autoresearch_hpc.sandbox import hide_memory
-from autoresearch_hpc.trial import twins
+from autoresearch_hpc.trial import scoring, twins
 from autoresearch_hpc.trial.scoring import Diverged, bits_per_byte, nats_of, val_rows
 from autoresearch_hpc.trial.server import Shape, failure
 from autoresearch_hpc.trial.serving import ModelServer, ServerFailed
@@ -78,8 +81,7 @@ class Evaluation:
         self._dataset = Dataset(Path(spec.data_dir))
         self._servers, self._spec, self._checkpoint = servers, spec, checkpoint
         self._meta = self._dataset.meta
-        gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
-        self._device = torch.device("cuda" if gpu else "cpu")
+        self._device = choose_device(spec.device)
         self._random = np.random.default_rng(secrets.randbits(128))
 
     def run(self) -> dict[str, object]:
@@ -216,6 +218,13 @@ def answer(spec: TrialSpec, servers: Servers, checkpoint: Path, private: Path | 
         servers.kill()
 
 
+def _prepare(spec: TrialSpec) -> None:
+    """What the first score would wait for. Where it fails the evaluation itself will say what is wrong."""
+    with contextlib.suppress(Exception):
+        if spec.data_dir and choose_device(spec.device).type == "cuda":
+            scoring.prepare(Dataset(Path(spec.data_dir)).meta.vocab_size)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -P -m autoresearch_hpc.trial.evaluate")
     parser.add_argument("spec", type=Path, help="the trial's trial.json")
@@ -225,10 +234,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = from_json(TrialSpec, read_json(arguments.spec))
+    gc.disable()  # it costs a fifth of what is imported and compiled from here on
     servers = Servers.fork(spec, arguments.private)
     hide_memory()
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
+    _prepare(spec)
     if sys.stdin.readline().strip() != "go":
         servers.close()
         return

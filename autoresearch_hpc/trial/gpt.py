@@ -113,7 +113,8 @@ class GptTrial:
         data = Dataset(Path(spec.data_dir)) if spec.data_dir else None
         session = write_session(spec, place, data, checkpoint=self._file, caches_filled=filled)
         self._door, door = socket.socketpair()
-        trainer = start_trainer(spec, paths.log, place, session, door)
+        compiles = not (self._store and archive and self._store.complete(archive))
+        trainer = start_trainer(spec, paths.log, place, session, door, compiles=compiles)
         door.close()
         self._checkpoint_fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         evaluator = start_evaluator(spec, paths, scratch, self._checkpoint_fd)

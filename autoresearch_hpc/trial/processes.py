@@ -39,10 +39,15 @@ def write_session(spec: TrialSpec, place: Path, data: Dataset | None, *, checkpo
     return path
 
 
-def start_trainer(spec: TrialSpec, log: Path, place: Path, session: Path, door: socket.socket) -> Child:
-    """The candidate's script. What it may write to is `place`; its data comes through `door` when the clock starts."""
+def start_trainer(
+    spec: TrialSpec, log: Path, place: Path, session: Path, door: socket.socket, *, compiles: bool = True
+) -> Child:
+    """The candidate's script. What it may write to is `place`; its data comes through `door` when the clock starts.
+    One that finds all that it `compiles` in its caches is spared the pool of compilers."""
     variables = {"AUTORESEARCH_SESSION": str(session), "AUTORESEARCH_DATA_FD": str(door.fileno())}
-    if usable(spec.sandbox):
+    if not compiles:
+        variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    elif usable(spec.sandbox):
         variables.update(shut_in_compilers())
     barrier = Barrier(
         readable=[*software(protected(spec)), Path(spec.src)],

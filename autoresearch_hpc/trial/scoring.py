@@ -4,15 +4,20 @@ bits per byte = cross-entropy in nats / (ln 2 * UTF-8 bytes of the targets). Spe
 count in neither sum.
 """
 
+import functools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+_log = logging.getLogger(__name__)
+
 # Logits whose cross-entropy is computed at once: what keeps a GPU busy, and what stays in a CPU's cache.
 CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 2 << 20}
+MAX_VOCABULARY = 32768  # of the kernel, which holds a row in registers
 
 
 class Diverged(Exception):
@@ -37,6 +42,8 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     normalised by and what is picked out of them belong together.
     """
     flat, wanted = logits.flatten(0, 1), targets.flatten()
+    if logits.is_cuda and (in_one_pass := _kernel()) is not None and logits.size(-1) <= MAX_VOCABULARY:
+        return in_one_pass(flat, wanted).view(targets.shape)
     nats = torch.empty(len(wanted), dtype=torch.float32, device=targets.device)
     step = max(1, CHUNK_BYTES[targets.device.type] // (4 * logits.size(-1)))
     private = torch.empty((min(step, len(wanted)), logits.size(-1)), dtype=torch.float32, device=targets.device)
@@ -45,6 +52,25 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         own = private[: len(chunk)].copy_(flat[first : first + step])
         nats[first : first + step] = torch.nn.functional.cross_entropy(own, chunk, reduction="none")
     return nats.view(targets.shape)
+
+
+def prepare(vocab_size: int) -> None:
+    """Do once what the first score on a GPU would wait for: its context, and the kernel's compilation."""
+    nats_of(torch.zeros((1, 16, vocab_size), device="cuda"), torch.zeros((1, 16), dtype=torch.int64, device="cuda"))
+    torch.cuda.synchronize()
+
+
+@functools.cache
+def _kernel() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """The cross-entropy in one pass; None where Triton cannot compile it: then PyTorch's, which takes five."""
+    try:
+        from autoresearch_hpc.kernels.score import row_nats
+
+        row_nats(torch.zeros((1, 16), device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"))
+    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler, a GPU that it does not know
+        _log.warning("scores are computed without Triton: %s: %s", type(error).__name__, error)
+        return None
+    return row_nats
 
 
 def bits_per_byte(nats: npt.NDArray[np.float32], num_bytes: npt.NDArray[np.int32]) -> dict[str, object]:

@@ -15,6 +15,7 @@ Messages are JSON objects on a SOCK_SEQPACKET socket, answered in order:
 import torch  # isort: skip - first: the slow import is what an early start is for
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -23,13 +24,14 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoresearch_hpc.errors import STORAGE_ERRORS
 from autoresearch_hpc.harness import Meta
+from autoresearch_hpc.kernels.attention import HEAD_DIMS, first_use
 from autoresearch_hpc.quoting import quoted_line
 from autoresearch_hpc.trial import cuda_memory
 from autoresearch_hpc.trial.environment import compiler_caches
@@ -128,9 +130,9 @@ class Server:
         self._model: Model | None = None
 
     def run(self, *, on_gpu: bool = False) -> None:
-        """Until the evaluator hangs up. On a GPU the wait for its first message is used to import what compiles."""
+        """Until the evaluator hangs up. The wait for its first message is used for what is slow on a GPU at first."""
         if on_gpu:
-            _import_compilers()
+            _prepare()
         while True:
             text, fds, _, _ = socket.recv_fds(self._door, MAX_MESSAGE, 1)
             if not text:
@@ -181,14 +183,41 @@ class Server:
         else:
             offset = self._shape.host_bytes(logits=False)
             self._shape.logits(self._memory, offset, slot, rows, logits.dtype).copy_(logits)
+        gc.enable()  # what was compiled stays; a model of foreign make may leave what has to be collected
         return {"status": "DONE", "dtype": _NAMES[logits.dtype]}
 
 
-def _import_compilers() -> None:
-    """What torch.compile imports when it is first used: up to ten seconds. Before the fork it would spoil CUDA."""
+def _prepare() -> None:
+    """Use the GPU, its libraries and the compiler once, each of which takes a second then, while there is no foreign
+    code here. Before the fork it would spoil CUDA. Where it fails, the model will say what is wrong."""
     for name in ("torch._dynamo", "torch._inductor.compile_fx", "triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder, _caches_in(Path(folder)):
+        torch.compile(_doubled, dynamic=False)(torch.ones(128, device="cuda"))
+        first_use(torch.device("cuda"), HEAD_DIMS[-1])
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@contextlib.contextmanager
+def _caches_in(folder: Path) -> Iterator[None]:
+    """Have torch.compile use other caches for a while: its own are being filled."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(folder)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def map_memory(fd: int) -> torch.Tensor:

@@ -271,3 +271,16 @@ def test_the_process_leaves_silently_where_stdin_ends(trial: Trial) -> None:
         assert pipe.read() == ""
     assert process.returncode == 0
     assert output == b""
+
+
+def test_a_server_that_cannot_use_a_gpu_goes_on_and_leaves_its_caches_alone() -> None:
+    code = """
+import os
+from autoresearch_hpc.trial.server import _prepare
+os.environ.pop("TRITON_CACHE_DIR", None)
+os.environ.update(TORCHINDUCTOR_CACHE_DIR="/its/own", CUDA_VISIBLE_DEVICES="")
+_prepare()
+print(os.environ.get("TRITON_CACHE_DIR"), os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None /its/own\n"

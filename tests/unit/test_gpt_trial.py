@@ -209,6 +209,31 @@ def test_only_what_is_shut_in_spawns_its_compilers(
     assert trial.paths.log.read_text() == (spawned if sandbox.usable(mode) else "None None\n")
 
 
+def test_who_finds_all_compiled_has_no_pool_of_compilers(
+    make: Make, with_evaluator: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_evaluator("sys.stdin.read()")
+    trial, scratch = make("print(os.environ['TORCHINDUCTOR_COMPILE_THREADS'])"), Scratch()
+    child = replace(trial.spec, round=1, candidate="r01-c00", commit="1" * 40, parent="2" * 40)
+    store = gpt.compiled.Store(tmp_path, "key", child)
+    monkeypatch.setattr(gpt.compiled.Store, "of", lambda spec, gpu: store)
+
+    def threads() -> str:
+        gpt.GptTrial(child, trial.paths, PhaseLog(trial.paths.phases), Quiet(), "a GPU").run()
+        return trial.paths.log.read_text().splitlines()[-1]
+
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    for name in ("trainer", "scoring"):
+        scratch.place(name)
+    gpt.compiled.pack(store.baseline, scratch.root, ["trainer", "scoring"])
+    assert threads() == "3", "the baseline's may not be all"
+    (tmp_path / "key").mkdir()
+    for commit, expected in (("2" * 40, "3"), ("1" * 40, "1")):  # the parent's, its own
+        gpt.compiled.pack(tmp_path / "key" / f"{commit}.tar", scratch.root, ["trainer"])
+        assert threads() == expected
+    scratch.remove()
+
+
 def test_who_has_summed_up_is_not_waited_for(make: Make, with_evaluator: Callable[[str], None]) -> None:
     with_evaluator('sys.stdin.read(2); say(\'{"status": "OK", "value": 1.5}\')')
     trial = make("say('clock'); save(); say('saved'); print('---', flush=True); say('summary'); time.sleep(60)")

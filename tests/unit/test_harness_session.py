@@ -1,9 +1,11 @@
 """autoresearch_hpc.harness.session: the clock, the events, the checkpoint, and what is refused."""
 
+import gc
 import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ class Pipe:
     def close(self) -> None:
         os.close(self._read)
         os.close(self.write)
+
+
+@pytest.fixture(autouse=True)
+def collects_garbage() -> Iterator[None]:
+    """Sessions switch it off, and on again when their clock starts."""
+    yield
+    gc.enable()
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -129,6 +139,22 @@ def test_nothing_is_compiled_before_the_caches_are_filled(describe: Any, pipe: P
     filled.touch()
     assert warmed_up.wait(5.0)
     assert pipe.events() == [{"event": "warmup"}]
+
+
+def test_garbage_is_collected_from_the_clocks_start_on(describe: Any) -> None:
+    class Node:
+        pass
+
+    describe()
+    session = Session.open()
+    assert not gc.isenabled()
+    node = Node()
+    node.itself, gone = node, weakref.ref(node)  # type: ignore[attr-defined]
+    del node
+    assert gone() is not None
+    session.start()
+    assert gc.isenabled()
+    assert gone() is None, "what compiling left goes before what is left is frozen"
 
 
 def test_no_batches_before_the_clock_and_no_warm_up_after_it(describe: Any, tmp_path: Path) -> None:

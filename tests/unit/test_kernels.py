@@ -1,5 +1,6 @@
 """The kernels: what they compute without a GPU, and on one that they compute the same."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,22 @@ def test_the_loss_is_the_plain_one(rows: int, vocabulary: int) -> None:
     ours = gradients(fused, x, weight, device=GPU, dtype=torch.bfloat16)
     wanted = gradients(lambda x, weight: plain_loss(x, weight, targets), x, weight, device=CPU, dtype=torch.float32)
     assert max(differences(ours, wanted)) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [300, 8192])
+def test_the_scores_kernel_is_the_plain_cross_entropy(dtype: torch.dtype, vocabulary: int) -> None:
+    from autoresearch_hpc.kernels.score import row_nats
+
+    logits = (20 * random(1000, vocabulary)).to(dtype)
+    targets = torch.randint(vocabulary, (1000,), generator=torch.Generator().manual_seed(3))
+    wanted = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none").float()
+    torch.testing.assert_close(row_nats(logits.to(GPU), targets.to(GPU)).cpu(), wanted, rtol=1e-5, atol=1e-5)
+    for value in (math.nan, math.inf):
+        logits[0, 5] = value
+        assert not row_nats(logits.to(GPU), targets.to(GPU))[0].isfinite()
 
 
 @pytest.mark.gpu
