@@ -11,6 +11,7 @@ With the variable AUTORESEARCH_PLAIN_KERNELS set (trials: task.pass_env) that is
 """
 
 import os
+import threading
 
 import torch
 
@@ -32,10 +33,11 @@ def hopper(device: torch.device) -> bool:
 
 
 def prepare(device: torch.device, head_dim: int) -> None:
-    """Have the GPU's libraries used once, in the background: that takes seconds which the compiler needs anyway."""
-    from autoresearch_hpc.kernels import attention
+    """Begin with the first use of a GPU's libraries: it takes seconds, and passes beside what the caller does next."""
+    if device.type == "cuda":
+        from autoresearch_hpc.kernels.attention import first_use
 
-    attention.prepare(device, head_dim)
+        threading.Thread(target=first_use, args=(device, head_dim), daemon=True).start()
 
 
 def choices(device: torch.device, head_dim: int) -> str:

@@ -6,7 +6,6 @@ documented interface; PyTorch's own use of the package rests on the same two.
 
 import contextlib
 import functools
-import threading
 from typing import Any
 
 import torch
@@ -43,12 +42,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     # The operator itself: sdpa_kernel() inside a compiled graph would keep that out of the compiler's cache.
     return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, is_causal=True)[0]
-
-
-def prepare(device: torch.device, head_dim: int) -> None:
-    """Begin with the first use of a GPU's libraries, beside what the caller does next."""
-    if device.type == "cuda":
-        threading.Thread(target=first_use, args=(device, head_dim), daemon=True).start()
 
 
 def first_use(device: torch.device, head_dim: int) -> None:

@@ -42,7 +42,7 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     normalised by and what is picked out of them belong together.
     """
     flat, wanted = logits.flatten(0, 1), targets.flatten()
-    if logits.is_cuda and (in_one_pass := _kernel()) is not None and logits.size(-1) <= MAX_VOCABULARY:
+    if logits.is_cuda and logits.size(-1) <= MAX_VOCABULARY and (in_one_pass := _kernel()):
         return in_one_pass(flat, wanted).view(targets.shape)
     nats = torch.empty(len(wanted), dtype=torch.float32, device=targets.device)
     step = max(1, CHUNK_BYTES[targets.device.type] // (4 * logits.size(-1)))
