@@ -30,15 +30,17 @@ def _task(composed: DictConfig) -> int:
     return code
 
 
-def _search(composed: DictConfig) -> None:
+def _search(composed: DictConfig) -> int:
     from autoresearch_hpc import report, search
 
     loaded = entry.load(composed)
     job = HydraConfig.get()
-    if job.mode is RunMode.MULTIRUN:  # every job its own run
+    several = job.mode is RunMode.MULTIRUN
+    if several:  # every job its own run
         loaded.tag = f"{loaded.tag}-{job.job.num}" if loaded.tag else None
     finished = search.run(loaded)
     report.print_summary(finished.history, finished.layout, finished.reason)
+    return InterruptedRun.exit_code if several and finished.asked_to_stop else 0
 
 
 def main() -> int:

@@ -45,11 +45,12 @@ _NICE = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A run that came to its end: where it lies, what it did, why it ended."""
+    """A run that came to its end: where it lies, what it did, why it ended. `asked_to_stop`: too late for this run."""
 
     layout: RunLayout
     history: History
     reason: str
+    asked_to_stop: bool
 
 
 def run(config: Config) -> Finished:
@@ -104,7 +105,7 @@ def run(config: Config) -> Finished:
         screen = stack.enter_context(closing(_screen(config, space, dataset, protected=[repo.root, runs_dir])))
         reason = _controller(config, layout, ledger, repo, brief, screen, place, dataset, view, stop).run()
         report.write_all(ledger.history, layout)
-    return Finished(layout=layout, history=ledger.history, reason=reason)
+    return Finished(layout=layout, history=ledger.history, reason=reason, asked_to_stop=bool(stop.reason))
 
 
 def _beginning(layout: RunLayout) -> History:

@@ -79,6 +79,13 @@ def test_ctrl_c_ends_a_whole_multirun(local: Callable[..., Toy]) -> None:
     scenarios.complete(toy, "sweep-0", runs=2, interruptions=1)
 
 
+def test_a_signal_in_a_runs_last_moments_ends_a_whole_multirun(local: Callable[..., Toy]) -> None:
+    toy = local(k=1)
+    scenarios.killed_at(toy, "sweep", "warned", "run.stopped", "seed=1,2", "-m").finish(3)
+    scenarios.complete(toy, "sweep-0")
+    assert toy.journal("sweep-1") == []
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_lost_worker_is_replaced_once(local: Callable[..., Toy], moment: str) -> None:
     """SIGKILL to a worker: its trial says nothing of the candidate, so another follows. Then to the controller."""
