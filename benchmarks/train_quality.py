@@ -7,7 +7,6 @@ train.py itself would take. The validation rows are scored here, by the evaluato
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -15,11 +14,11 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from train_variants import load
 
 from autoresearch_hpc.dataset import Dataset
 from autoresearch_hpc.harness import Session, standalone
@@ -28,15 +27,6 @@ from autoresearch_hpc.harness.session import SessionSpec
 from autoresearch_hpc.trial.scoring import bits_per_byte, nats_of, val_rows
 
 EVAL_ROWS = 64
-
-
-def load(script: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location("train_compared", script)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def session_of(data: Path, seed: int, train_s: float) -> Session:
