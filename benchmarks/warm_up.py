@@ -2,7 +2,7 @@
 
     python benchmarks/warm_up.py                         train.py: cold, then warm twice
     python benchmarks/warm_up.py train.py other.py       versions beside each other
-    python benchmarks/warm_up.py --profile               and, of the last one, by function where the forward pass spends it
+    python benchmarks/warm_up.py --profile               and where the last forward pass spends it, by function
 
 Each line is a process of its own, as a trial's script is, but neither shut in nor with an evaluator beside it. Those of
 a version share their caches; a temporary folder each has for itself. Tokens are random; no data set is needed.
