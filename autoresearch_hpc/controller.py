@@ -11,37 +11,27 @@ round. Each round is judged for itself, against the incumbent of that moment.
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from autoresearch_hpc import decide, effects, report, space, views
 from autoresearch_hpc.agents import PlannedAgent
-from autoresearch_hpc.budget import Budget, Room
+from autoresearch_hpc.budget import Budget
 from autoresearch_hpc.candidates import CandidateMaker
 from autoresearch_hpc.combine import Combiner
-from autoresearch_hpc.config import Baseline, Config
-from autoresearch_hpc.errors import AutoresearchError, ClusterError, ConfigError, InterruptedRun
+from autoresearch_hpc.committing import Committer
+from autoresearch_hpc.config import Config
+from autoresearch_hpc.errors import AutoresearchError, ClusterError, InterruptedRun
 from autoresearch_hpc.fanout import Fanout
 from autoresearch_hpc.history import Entry, Round
 from autoresearch_hpc.layout import RunLayout
 from autoresearch_hpc.ledger import Ledger
-from autoresearch_hpc.records import (
-    Candidate,
-    Knobs,
-    Proposal,
-    SearchState,
-    Verdict,
-    candidate_id,
-    knob_value,
-    to_json,
-)
+from autoresearch_hpc.proposing import Proposer
+from autoresearch_hpc.records import candidate_id, to_json
 from autoresearch_hpc.repo import Repo
 from autoresearch_hpc.schedule import Schedule
 from autoresearch_hpc.stopping import StopRequest
 from autoresearch_hpc.tiers import Tiers
 
 _log = logging.getLogger(__name__)
-_COMMITS_AT_ONCE = 8  # git mostly waits for the filesystem
 
 
 class Controller:
@@ -64,11 +54,23 @@ class Controller:
     ) -> None:
         self._config, self._layout, self._repo = config, layout, repo
         self._record, self._history = ledger.record, ledger.history
-        self._agent, self._maker, self._fanout, self._budget, self._stop = agent, maker, fanout, budget, stop
-        self._combiner, self._fit, self._tables = combiner, fit, report.Tables()
+        self._agent, self._fanout, self._stop = agent, fanout, stop
+        self._fit, self._tables = fit, report.Tables()
         self._space = space.from_config(config.space)
         self._tiers = Tiers.of(config)
         self._schedule = Schedule(config, self._tiers, self._history, agent.incremental)
+        self._committer = Committer(self._history, maker)
+        self._proposer = Proposer(
+            config,
+            history=self._history,
+            repo=repo,
+            agent=agent,
+            maker=maker,
+            combiner=combiner,
+            budget=budget,
+            schedule=self._schedule,
+            tiers=self._tiers,
+        )
         self._thought_of = 0  # the newest round that the agent was told to think of
         self._agent.tell(self._history.outcomes())
 
@@ -100,7 +102,7 @@ class Controller:
         for round_ in self._history.open_rounds:
             self._advance(round_)
         while schedule.may_propose():
-            schedule.no_more = self._reason_to_stop() or self._open_round()
+            schedule.no_more = self._proposer.reason_to_stop() or self._open_round()
             for round_ in self._history.open_rounds:
                 self._advance(round_)
         return None if self._history.open_rounds else schedule.no_more
@@ -117,21 +119,10 @@ class Controller:
 
     # proposing
 
-    def _reason_to_stop(self) -> str | None:
-        index, begun = self._schedule.next_place()
-        if begun:
-            room = self._budget.room(self._history)
-            return None if room.fits(1) else room.cap
-        if index > self._config.plan.num_rounds:
-            return "the plan is complete"
-        room = self._room_beside(0)
-        starved = index > 0 and self._config.plan.is_open(index) and not room.fits(1)
-        return self._budget.exhausted(self._history) or (room.cap if starved else None)
-
     def _open_round(self) -> str | None:
         """A new round, or more of the newest; why not, where the agent proposes nothing."""
         index, begun = self._schedule.next_place()
-        proposals = self._propose(index, begun)
+        proposals = self._proposer.propose(index, begun)
         if not proposals:
             return "the agent has nothing more to propose"
         ids = [candidate_id(index, begun + i) for i in range(len(proposals))]
@@ -142,88 +133,6 @@ class Controller:
             proposals={id_: to_json(p) for id_, p in zip(ids, proposals, strict=True)},
         )
         return None
-
-    def _propose(self, index: int, begun: int = 0) -> list[Proposal]:
-        """Candidates for a round that has `begun` ones already."""
-        plan = self._config.plan
-        proposals: list[Proposal] = []
-        if index == 0 and not begun:
-            base = {name: knob_value(value) for name, value in plan.base.items()}
-            proposals.append(Proposal(title="baseline", knobs=base, origin="plan"))
-            if plan.baseline is Baseline.alone:
-                return proposals
-        if k := self._room_for(index, len(proposals), begun):
-            combined = self._combiner.propose(self._history, index, k)
-            state, others = self._state(index, begun), k - len(combined)
-            state = replace(state, running=(*state.running, *combined))
-            proposals += [*combined, *(self._agent.ask(state, others) if others else [])]
-            self._tell_costs(index)
-        return proposals
-
-    def _tell_costs(self, index: int) -> None:
-        calls = self._history.calls_of(index)
-        if calls:
-            tokens = sum(call.prompt_tokens for call in calls), sum(call.answer_tokens for call in calls)
-            usd, all_usd = sum(call.cost_usd for call in calls), self._history.llm_usd
-            _log.info("round=%d calls=%d tokens=%d+%d usd=%.4f of %.4f", index, len(calls), *tokens, usd, all_usd)
-
-    def _room_for(self, index: int, others: int, begun: int) -> int:
-        """How many candidates of round `index` the budget has room for, beside `others` and the replicates."""
-        room, k = self._room_beside(others), self._schedule.num_wanted(index, begun, others)
-        if self._config.plan.is_open(index) and room.trials is not None and room.trials < k:
-            k = room.trials
-            _log.info("round=%d shrunk to %d: %s", index, k + others, room.cap)
-        return k
-
-    def _room_beside(self, others: int) -> Room:
-        """What the budget has room for beside so many candidates and the replicates of a round."""
-        room = self._budget.room(self._history)
-        needed = others + sum(decide.beside(self._history, self._config.decide, self._tiers).values())
-        return room if room.trials is None else replace(room, trials=max(0, room.trials - needed))
-
-    def _state(self, index: int, begun: int = 0) -> SearchState:
-        history = self._history
-        outcomes = history.outcomes(unjudged=self._schedule.overlapping)
-        heard = {outcome.candidate for outcome in outcomes}
-        under_way = [entry for round_ in history.open_rounds for entry in round_.entries.values()]
-        incumbent = history.incumbent
-        entry = history.entry(incumbent.candidate) if incumbent else history.find(views.BASELINE)
-        if entry and entry.candidate:
-            knobs, source = entry.candidate.knobs, self._maker.sources(entry.candidate.commit)
-        else:
-            knobs, source = self._start()
-        return SearchState(
-            index=index,
-            direction=history.direction,
-            metric=history.metric,
-            incumbent=incumbent.candidate if incumbent else None,
-            incumbent_value=next((o.value for o in outcomes if entry and o.candidate == entry.id and incumbent), None),
-            incumbent_knobs=knobs,
-            source=source,
-            outcomes=outcomes,
-            program=self._repo.working_text(self._config.agent.program) or "",
-            noise=history.noise,
-            pool=history.pool,
-            failed=self._failed(),
-            running=tuple(entry.proposal for entry in under_way if entry.id not in heard),
-            num_proposed=begun,
-            remaining=tuple(self._budget.remaining(history)),
-            effects=history.effects,
-        )
-
-    def _start(self) -> tuple[Knobs, dict[str, str]]:
-        """Settings and editable files of a baseline that is not committed yet."""
-        start = self._history.start_commit
-        base = {name: knob_value(value) for name, value in self._config.plan.base.items()}
-        edited = self._maker.edit(Proposal(title="baseline", knobs=base), start)
-        return {**self._maker.script_knobs(start), **base}, {**self._maker.sources(start), **edited}
-
-    def _failed(self) -> dict[str, dict[str, str]]:
-        """The files of the newest judged round's failed candidates."""
-        judged = [round_ for round_ in self._history.rounds if round_.judged]
-        entries = judged[-1].entries.values() if judged else ()
-        failed = [e for e in entries if e.verdict is Verdict.CRASH and e.id != views.BASELINE and e.candidate]
-        return {entry.id: self._maker.sources(entry.candidate.commit) for entry in failed if entry.candidate}
 
     def _think_ahead(self, round_: Round) -> None:
         """While this round trains let the agent draft the next one, and have ready what will be needed at its end."""
@@ -236,7 +145,7 @@ class Controller:
             self._thought_of = index
             if self._space and sum(len(r.entries) for r in self._history.rounds) >= effects.MIN_OUTCOMES:
                 self._fit.start()
-            self._agent.prepare(self._state(index), self._config.plan.num_candidates(index))
+            self._proposer.prepare(index)
 
     @property
     def _base(self) -> str:
@@ -246,55 +155,14 @@ class Controller:
 
     def _commit(self, round_: Round) -> None:
         """Make every proposal a commit on the candidate that it builds on."""
-        new = [entry for entry in round_.entries.values() if entry.candidate is None]
-        if not new:
+        made = self._committer.commit(round_)
+        if not made:
             return
-        made: dict[str, Candidate] = {}
-
-        def make(entry: Entry) -> Candidate:
-            parent = self._parent(entry, made)
-            commit, knobs = (parent.commit, parent.knobs) if parent else (round_.base, {})
-            return self._maker.make(entry.id, round_.index, entry.proposal, commit, knobs)
-
-        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as pool:
-            while waiting := [entry for entry in new if entry.id not in made]:
-                ids = {entry.id for entry in waiting}
-                ready = [entry for entry in waiting if self._parent_id(entry) not in ids]
-                ready = ready or waiting[:1]  # in a circle: it will be refused
-                made |= {candidate.id: candidate for candidate in pool.map(make, ready)}
-        self._record(
-            "round.committed",
-            round=round_.index,
-            candidates=[to_json(made[entry.id]) for entry in new],
-            tiers=self._places([entry.id for entry in new]),
-        )
-        for entry in new:
-            _log.info(
-                "round=%d candidate=%s commit=%s %s",
-                round_.index,
-                entry.id,
-                made[entry.id].commit[:7],
-                entry.proposal.title,
-            )
-
-    def _parent_id(self, entry: Entry) -> str | None:
-        """The id of the candidate to build on, or the name that nobody has; None for the baseline."""
-        if entry.id == views.BASELINE:
-            return None
-        name = entry.proposal.on or views.standing(self._history)
-        found = self._history.find(name)
-        return found.id if found else name
-
-    def _parent(self, entry: Entry, made: Mapping[str, Candidate]) -> Candidate | None:
-        """The candidate to build on; None for the baseline, which builds on the user's commit."""
-        name = self._parent_id(entry)
-        if name is None:
-            return None
-        found = self._history.find(name)
-        candidate = made.get(found.id) or found.candidate if found else None
-        if candidate is None:
-            raise ConfigError(f"{entry.id} builds on {name!r}, which is no earlier candidate", "correct the plan")
-        return candidate
+        tiers = self._places([candidate.id for candidate in made])
+        self._record("round.committed", round=round_.index, candidates=[to_json(c) for c in made], tiers=tiers)
+        for candidate in made:
+            title = round_.entries[candidate.id].proposal.title
+            _log.info("round=%d candidate=%s commit=%s %s", round_.index, candidate.id, candidate.commit[:7], title)
 
     def _places(self, candidates: list[str]) -> dict[str, str]:
         """On which tier each is tried."""

@@ -559,10 +559,11 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
         ),
     }
     found = {f"poll: {name}": timed(fresh(act)) for name, act in poll.items()}
+    proposer = getattr(controller, "_proposer", controller)  # of earlier versions
     per_round: dict[str, Callable[[], object]] = {
         "history.outcomes": lambda: history.outcomes(unjudged=tiers),
-        "state for the agent": lambda: controller._state(index),
-        "combine": lambda: controller._combiner.propose(history, index, K),
+        "state for the agent": lambda: proposer._state(index),
+        "combine": lambda: proposer._combiner.propose(history, index, K),
         "decide.further": lambda: decide.further(history, round_, settings.decide, place),
         "decide.judge": lambda: decide.judge(history, round_, settings.decide, place),
         "write the tables": lambda: write_tables(history, seat.layout),
@@ -571,7 +572,7 @@ def steps(root: Path, tiers: bool, trials: int) -> dict[str, float]:
     for name, act in per_round.items():
         act()  # imports, and what is remembered from round to round
         found[f"round: {name}"] = timed(fresh(act), most=20)
-    state = controller._state(index)
+    state = proposer._state(index)
     for name in AGENTS:
         agent = seat.agent(name)
         agent.ask(state, K)

@@ -86,7 +86,7 @@ def seat(run: FakeRun) -> Iterator[Seat]:
 
 
 def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> None:
-    seat.controller._propose(4)
+    seat.controller._proposer.propose(4)
     [state] = seat.agent.asked
     assert state.incumbent == "r01-c00"
     assert state.incumbent_value == pytest.approx(0.9948)
@@ -102,9 +102,9 @@ def test_an_agent_is_asked_with_the_noise_and_the_near_misses(seat: Seat) -> Non
 
 
 def test_combinations_take_slots_of_the_agent_which_hears_of_them(seat: Seat) -> None:
-    assert seat.controller._propose(4) == []
+    assert seat.controller._proposer.propose(4) == []
     seat.combined = [Proposal(title="both", parts=("r01-c01", "r03-c00"))]
-    assert seat.controller._propose(4) == seat.combined
+    assert seat.controller._proposer.propose(4) == seat.combined
     assert seat.agent.wanted == [4, 3]
     assert [set(seat.combined[0].parts) in [set(p.parts) for p in s.running] for s in seat.agent.asked] == [False, True]
 
@@ -156,7 +156,7 @@ def committing(tmp_path: Path, **on: str | None) -> tuple[Seat, list[tuple[str, 
         made.append((id_, parent))
         return Candidate(id=id_, round=round_, proposal=proposal, parent=parent, commit=f"commit of {id_}")
 
-    seat.controller._maker = SimpleNamespace(make=make)  # type: ignore[assignment]
+    seat.controller._committer._maker = SimpleNamespace(make=make)  # type: ignore[assignment]
     return seat, made, journal
 
 
