@@ -81,6 +81,7 @@ from autoresearch_hpc.report.settings import settings_of
 from autoresearch_hpc.space import from_config
 from autoresearch_hpc.specs import SpecWriter
 from autoresearch_hpc.stopping import StopRequest
+from autoresearch_hpc.submit import Submitter
 from autoresearch_hpc.tiers import Tiers
 
 K = 16
@@ -352,16 +353,10 @@ class Seat:
         specs = SpecWriter(
             tag="large", seed=0, task=task, layout=layout, num_threads=None, data_dir=None, data_sha256=None
         )
-        fanout = Fanout(
-            settings,
-            layout=layout,
-            ledger=self.ledger,
-            cluster=InstantCluster(),
-            specs=specs,
-            budget=self.budget,
-            view=view or PlainView(),
-            stop=stop,
-        )
+        shared: dict[str, Any] = {"layout": layout, "ledger": self.ledger, "budget": self.budget, "stop": stop}
+        place = InstantCluster()
+        submitter = Submitter(settings, cluster=place, specs=specs, **shared)
+        fanout = Fanout(settings, cluster=place, submitter=submitter, view=view or PlainView(), **shared)
         self.fit = Fits()
         self.brief = Brief(config=settings.agent, plan=settings.plan, space=space, fit=self.fit)
         self.controller = Controller(
@@ -625,7 +620,8 @@ def measure(folder: Path, tiers: bool, trials: int) -> None:
         ", ".join(f"{seen}: {seconds:.1f}" for seen, seconds in pace[:: len(pace) // 5 or 1]),
     )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        copies = {n: found for n in AT if n <= trials and (found := cut(layout, Path(scratch), n))}
+        lengths = [n for n in AT if n <= trials] or [trials]
+        copies = {n: found for n in lengths if (found := cut(layout, Path(scratch), n))}
         whole = cut(layout, Path(scratch) / "whole", trials)
         assert whole
         _show("replay", apart("replay", whole.root))
