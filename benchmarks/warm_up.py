@@ -26,9 +26,9 @@ import torch
 from train_variants import META, SCRIPT, Tokens, load
 
 from autoresearch_hpc.harness.session import choose_device
+from autoresearch_hpc.trial.environment import compiler_caches, shut_in_compilers
 
 PHASES = ("imports", "model", "forward", "backward", "optimizers", "second step")
-COMPILERS = {"TORCHINDUCTOR_COMPILE_THREADS": "8", "TORCHINDUCTOR_WORKER_START": "spawn"}  # as in a trial
 
 
 def measure(script: Path, begun: float, profile: bool) -> dict[str, float]:
@@ -75,10 +75,9 @@ def measure(script: Path, begun: float, profile: bool) -> dict[str, float]:
 def in_a_process(script: Path, caches: Path, profile: bool) -> dict[str, float]:
     """The same in a process of its own, whose caches stay."""
     with tempfile.TemporaryDirectory() as temporary:
-        variables = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
         command = [sys.executable, __file__, "--one", str(script), "--begun", str(time.time())]
         command += ["--profile"] if profile else []
-        environment = {**os.environ, **COMPILERS, **variables, "TMPDIR": temporary}
+        environment = {**os.environ, **shut_in_compilers(), **compiler_caches(caches), "TMPDIR": temporary}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return seconds
